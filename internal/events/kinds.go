@@ -1,0 +1,44 @@
+package events
+
+// Kinds of the journal. A job's kinds come in this order within one attempt:
+//
+//	job.submitted (job.held|job.released|job.updated|job.blocked)*
+//	job.started (job.phase | job.cancel_requested | job.cancel_phase)*
+//	  → job.requeued (back to pending, next attempt) | one of the three final kinds
+//
+// Exactly one final kind (completed, failed, cancelled) exists per job and
+// nothing of the job follows it but job.pruned.
+const (
+	JobSubmitted       Kind = "job.submitted"
+	JobUpdated         Kind = "job.updated" // priority or labels
+	JobHeld            Kind = "job.held"
+	JobReleased        Kind = "job.released"
+	JobBlocked         Kind = "job.blocked" // emitted when the block code of a group's first job changes
+	JobStarted         Kind = "job.started" // an attempt begins: {attempt, worker?}
+	JobPhase           Kind = "job.phase"   // {phase: loading|executing}
+	JobCancelRequested Kind = "job.cancel_requested"
+	JobCancelPhase     Kind = "job.cancel_phase" // {phase: cooperative|interrupt|kill, after_ms}
+	JobRequeued        Kind = "job.requeued"     // {attempt, error}
+	JobCompleted       Kind = "job.completed"
+	JobFailed          Kind = "job.failed"
+	JobCancelled       Kind = "job.cancelled"
+	JobPruned          Kind = "job.pruned"
+
+	WorkerState Kind = "worker.state" // {from, to, cause, pid, exit?}
+
+	InstanceCreated Kind = "instance.created"
+	InstanceDeleted Kind = "instance.deleted"
+	InstanceUpdated Kind = "instance.updated" // enabled, config, limits: {field}
+
+	PluginDiscovered Kind = "plugin.discovered"
+	PluginChanged    Kind = "plugin.changed" // drift, error, removed: {state, error?}
+
+	QueueControl Kind = "queue.control" // {scope, mode: running|paused|draining}
+
+	MonitorChanged Kind = "monitor.changed" // {monitor, state: registered|fresh|stale|failed, error?}
+
+	SchedulerChanged Kind = "scheduler.changed" // {policy}
+
+	DaemonStarted  Kind = "daemon.started"
+	DaemonStopping Kind = "daemon.stopping"
+)
