@@ -153,4 +153,7 @@ type Outcome struct {
 	ContentType string
 	Partial     bool
 	Error       *Error
+	// Unspent, with Status Pending: the attempt is not counted, because the
+	// worker never came to begin it (back-off, cool-down).
+	Unspent bool
 }
