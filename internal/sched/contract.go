@@ -16,6 +16,8 @@ import (
 //
 //	Run(admit, work context.Context) error
 //	Load(ctx, instance) error      Unload(ctx, instance, cause) error     Reload(ctx, instance) error
+//	       Unload waits for the calls in flight; ForceUnload(ctx, instance, cause) does not
+//	LoadAll(ctx), UnloadAll(ctx) map[string]error    by instance; nil where it went well
 //	Configure(ctx, instance, config) (plugins.Instance, []plugins.Issue, supervisor.Applied, error)
 //	       hot update; a failed update leaves the old config in force
 //	Enable/Disable(ctx, instance) error    (disable drains: running jobs finish, new ones are held)
@@ -24,7 +26,7 @@ import (
 //	Heartbeat() time.Time          last completed pass; the watchdog reads it
 
 // View is everything a Policy may look at. It is built by the loop, never
-// changed by the policy.
+// changed by the policy, and valid only during Decide: the loop reuses it.
 type View struct {
 	Now      time.Time
 	Snapshot resource.Snapshot
@@ -32,59 +34,90 @@ type View struct {
 	Monitor  string // registered monitor, "" when none
 	Groups   []GroupView
 	Claims   []Claim
-	FreeRAM  resource.Bytes // host memory left after margin and claims
+	// FreeRAM is host memory left after the margin and every claim that has not
+	// materialised yet; negative when claims outgrow what is there. A worker that
+	// is loaded has its memory counted once: what it claims beyond what it uses
+	// is taken off, what it uses is already missing from the monitor's figure.
+	FreeRAM  resource.Bytes
 	DevFree  map[resource.DeviceID]resource.Bytes
+	TotalRAM resource.Bytes // what could ever be free: total minus margin
+	Slots    int            // jobs the host may start now, over all instances; -1: no bound
+	SlotsMax int            // the bound, for the sentence; 0: none
 }
 
 // GroupView is one instance with its ready jobs and its worker.
 type GroupView struct {
-	Instance  string
-	Enabled   bool
-	Known     bool
-	Paused    bool
-	Demand    resource.Demand
-	Ready     []jobs.Ready // in order
-	SlotsFree int          // execute slots free on the (possible) worker
-	Resident  bool         // a worker is loaded: its resident claim stands
-	Loading   bool
-	IdleSince time.Time // zero when busy or not resident
-	Pinned    bool
-	CoolUntil time.Time // start failed; not before
-	Failed    string    // the worker gave up: why
-	WaitSince time.Time // since the first ready job is blocked on resources
+	Instance    string
+	Enabled     bool
+	Known       bool
+	Problem     string // why an unknown instance cannot be run
+	Demand      resource.Demand
+	Ready       []jobs.Ready // in order
+	LoadWanted  bool         // somebody asked for the worker itself
+	Concurrency int          // execute slots of the (possible) worker
+	SlotsFree   int
+	Resident    bool // a worker is loaded or on its way: its resident claim stands
+	Loading     bool
+	IdleSince   time.Time // zero when busy or not resident
+	Pinned      bool
+	Stopping    string    // why its worker is being stopped; "" when it is not
+	CoolUntil   time.Time // start failed; not before
+	Failed      string    // the worker gave up: why
+	// WaitingFor names the workers that are being stopped to make room for this one.
+	WaitingFor []string
+	WaitSince  time.Time // since the first ready job is blocked on resources
 }
+
+// Kinds and phases of a Claim.
+const (
+	KindResident = "resident" // lives with the worker
+	KindExecute  = "execute"  // lives with the job
+
+	PhaseReserved = "reserved" // set aside, nothing started
+	PhaseLoading  = "loading"
+	PhaseResident = "resident"
+	PhaseDraining = "draining" // the worker is being stopped
+)
 
 // Claim is memory or a slot set aside.
 type Claim struct {
 	Owner  string // instance, or job id
-	Kind   string // "resident", "execute"
+	Kind   string // KindResident, KindExecute
 	Device resource.DeviceID
 	Bytes  resource.Bytes
-	Phase  string // reserved, loading, resident, executing, draining, releasing
-	Since  time.Time
+	// Measured is what the owner was last seen to use of the device.
+	Measured resource.Bytes
+	Phase    string // reserved, loading, resident, executing, draining, releasing
+	Since    time.Time
 }
 
 // Plan is what a Policy decided. Jobs of the view that are in none of Start
 // and Fail wait; Block has the reason for their group.
 type Plan struct {
-	Start  []Start
-	Fail   []Failure
-	Block  map[string]*jobs.Block // by instance
-	Evict  []Eviction
+	Start []Start
+	Fail  []Failure
+	Block map[string]*jobs.Block // by instance
+	Evict []Eviction
+	// Hold keeps room for an asker whose victims are still being stopped; the
+	// claims are in phase reserved and are the asker's own when it starts.
+	Hold   []Claim
 	WakeAt time.Time // when time alone changes the answer; zero: never
 }
 
-// Start admits one job.
+// Start admits one job, or with an empty Job the load that was asked for.
+// Claims are what must be set aside first; none when the worker is resident.
 type Start struct {
 	Job      jobs.ID
 	Instance string
 	Claims   []Claim
 }
 
-// Failure ends a job that can never run.
+// Failure ends a job that can never run, or with an empty Job the load that
+// was asked for.
 type Failure struct {
-	Job   jobs.ID
-	Error *jobs.Error
+	Job      jobs.ID
+	Instance string
+	Error    *jobs.Error
 }
 
 // Eviction stops an idle worker so that Asker can start.
