@@ -1,0 +1,10 @@
+// Package api carries the description of the HTTP API, the only hand-written
+// source of its types, server interface and Go client.
+package api
+
+import _ "embed"
+
+// Spec is openapi.yaml as it is served.
+//
+//go:embed openapi.yaml
+var Spec []byte
