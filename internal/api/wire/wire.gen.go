@@ -1203,8 +1203,8 @@ type Scope = string
 // Tail defines model for Tail.
 type Tail = int
 
-// Wait A duration like `30s`, `1h30m` or `250ms`.
-type Wait = Duration
+// Wait defines model for Wait.
+type Wait = string
 
 // JobAccepted defines model for JobAccepted.
 type JobAccepted = Job
@@ -1224,19 +1224,19 @@ type StreamEventsParams struct {
 	Kind []string `form:"kind,omitempty" json:"kind,omitempty,omitzero"`
 
 	// Job Only events of this job.
-	Job string `form:"job,omitempty" json:"job,omitempty,omitzero"`
+	Job *string `form:"job,omitempty" json:"job,omitempty"`
 
 	// Plugin Only events of this instance.
-	Plugin string `form:"plugin,omitempty" json:"plugin,omitempty,omitzero"`
+	Plugin *string `form:"plugin,omitempty" json:"plugin,omitempty"`
 
 	// Samples Mix in samples of the monitor.
-	Samples bool `form:"samples,omitempty" json:"samples,omitempty,omitzero"`
+	Samples *bool `form:"samples,omitempty" json:"samples,omitempty"`
 
 	// After Number of the last event that was seen; wins over `Last-Event-ID`.
-	After After `form:"after,omitempty" json:"after,omitempty,omitzero"`
+	After *After `form:"after,omitempty" json:"after,omitempty"`
 
 	// LastEventID Number of the last event that was seen.
-	LastEventID LastEventID `json:"Last-Event-ID,omitempty,omitzero"`
+	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
 }
 
 // ListJobsParams defines parameters for ListJobs.
@@ -1245,64 +1245,64 @@ type ListJobsParams struct {
 	Status []JobStatus `form:"status,omitempty" json:"status,omitempty,omitzero"`
 
 	// Plugin Only jobs of this plugin (instance id).
-	Plugin string `form:"plugin,omitempty" json:"plugin,omitempty,omitzero"`
+	Plugin *string `form:"plugin,omitempty" json:"plugin,omitempty"`
 
 	// Submitter Only jobs of this principal; `me` is the caller.
-	Submitter string `form:"submitter,omitempty" json:"submitter,omitempty,omitzero"`
+	Submitter *string `form:"submitter,omitempty" json:"submitter,omitempty"`
 
 	// Label Only jobs with this label, `key=value`; may be repeated.
 	Label []string `form:"label,omitempty" json:"label,omitempty,omitzero"`
 
 	// Cursor `next` of the page before; opaque.
-	Cursor Cursor `form:"cursor,omitempty" json:"cursor,omitempty,omitzero"`
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 
 	// Limit At most this many.
-	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
 // SubmitJobParams defines parameters for SubmitJob.
 type SubmitJobParams struct {
 	// Wait Hold the answer until the job is final, at most this long (up to `10m`).
-	Wait Wait `form:"wait,omitempty" json:"wait,omitempty,omitzero"`
+	Wait *Wait `form:"wait,omitempty" json:"wait,omitempty"`
 
 	// IdempotencyKey Chosen by the client, scoped to the caller; repeating a submit with it changes nothing.
-	IdempotencyKey IdempotencyKey `json:"Idempotency-Key,omitempty,omitzero"`
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `wait=SECONDS` is the same as `?wait=` (RFC 7240).
-	Prefer Prefer `json:"Prefer,omitempty,omitzero"`
+	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // GetJobParams defines parameters for GetJob.
 type GetJobParams struct {
 	// Wait Hold the answer until the job is final, at most this long (up to `10m`).
-	Wait Wait `form:"wait,omitempty" json:"wait,omitempty,omitzero"`
+	Wait *Wait `form:"wait,omitempty" json:"wait,omitempty"`
 }
 
 // PatchJobParams defines parameters for PatchJob.
 type PatchJobParams struct {
 	// IfMatch The `ETag` that was read; 412 when the job has changed since.
-	IfMatch string `json:"If-Match,omitempty,omitzero"`
+	IfMatch *string `json:"If-Match,omitempty"`
 }
 
 // PutJobParams defines parameters for PutJob.
 type PutJobParams struct {
 	// Wait Hold the answer until the job is final, at most this long (up to `10m`).
-	Wait Wait `form:"wait,omitempty" json:"wait,omitempty,omitzero"`
+	Wait *Wait `form:"wait,omitempty" json:"wait,omitempty"`
 
 	// Prefer `wait=SECONDS` is the same as `?wait=` (RFC 7240).
-	Prefer Prefer `json:"Prefer,omitempty,omitzero"`
+	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // JobEventsParams defines parameters for JobEvents.
 type JobEventsParams struct {
 	// After Number of the last event that was seen; wins over `Last-Event-ID`.
-	After After `form:"after,omitempty" json:"after,omitempty,omitzero"`
+	After *After `form:"after,omitempty" json:"after,omitempty"`
 
 	// OnDisconnect What happens to the job when the client goes away before the end.
-	OnDisconnect JobEventsParamsOnDisconnect `form:"on_disconnect,omitempty" json:"on_disconnect,omitempty,omitzero"`
+	OnDisconnect *JobEventsParamsOnDisconnect `form:"on_disconnect,omitempty" json:"on_disconnect,omitempty"`
 
 	// LastEventID Number of the last event that was seen.
-	LastEventID LastEventID `json:"Last-Event-ID,omitempty,omitzero"`
+	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
 }
 
 // JobEventsParamsOnDisconnect defines parameters for JobEvents.
@@ -1311,22 +1311,22 @@ type JobEventsParamsOnDisconnect string
 // GetJobLogsParams defines parameters for GetJobLogs.
 type GetJobLogsParams struct {
 	// Tail Only the last lines.
-	Tail Tail `form:"tail,omitempty" json:"tail,omitempty,omitzero"`
+	Tail *Tail `form:"tail,omitempty" json:"tail,omitempty"`
 
 	// Follow Stay and send lines as they come.
-	Follow Follow `form:"follow,omitempty" json:"follow,omitempty,omitzero"`
+	Follow *Follow `form:"follow,omitempty" json:"follow,omitempty"`
 }
 
 // JobStreamParams defines parameters for JobStream.
 type JobStreamParams struct {
 	// After Number of the last event that was seen; wins over `Last-Event-ID`.
-	After After `form:"after,omitempty" json:"after,omitempty,omitzero"`
+	After *After `form:"after,omitempty" json:"after,omitempty"`
 
 	// OnDisconnect What happens to the job when the client goes away before the end.
-	OnDisconnect JobStreamParamsOnDisconnect `form:"on_disconnect,omitempty" json:"on_disconnect,omitempty,omitzero"`
+	OnDisconnect *JobStreamParamsOnDisconnect `form:"on_disconnect,omitempty" json:"on_disconnect,omitempty"`
 
 	// LastEventID Number of the last event that was seen.
-	LastEventID LastEventID `json:"Last-Event-ID,omitempty,omitzero"`
+	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
 }
 
 // JobStreamParamsOnDisconnect defines parameters for JobStream.
@@ -1334,22 +1334,22 @@ type JobStreamParamsOnDisconnect string
 
 // ListPluginsParams defines parameters for ListPlugins.
 type ListPluginsParams struct {
-	Category string `form:"category,omitempty" json:"category,omitempty,omitzero"`
+	Category *string `form:"category,omitempty" json:"category,omitempty"`
 
 	// State State of the worker.
-	State WorkerState `form:"state,omitempty" json:"state,omitempty,omitzero"`
+	State *string `form:"state,omitempty" json:"state,omitempty"`
 }
 
 // ExecuteParams defines parameters for Execute.
 type ExecuteParams struct {
 	// Wait Hold the answer until the job is final, at most this long (up to `10m`).
-	Wait Wait `form:"wait,omitempty" json:"wait,omitempty,omitzero"`
+	Wait *Wait `form:"wait,omitempty" json:"wait,omitempty"`
 
 	// OnDisconnect What happens to the job when the client goes away before the end.
-	OnDisconnect ExecuteParamsOnDisconnect `form:"on_disconnect,omitempty" json:"on_disconnect,omitempty,omitzero"`
+	OnDisconnect *ExecuteParamsOnDisconnect `form:"on_disconnect,omitempty" json:"on_disconnect,omitempty"`
 
 	// IdempotencyKey Chosen by the client, scoped to the caller; repeating a submit with it changes nothing.
-	IdempotencyKey IdempotencyKey `json:"Idempotency-Key,omitempty,omitzero"`
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // ExecuteParamsOnDisconnect defines parameters for Execute.
@@ -1358,10 +1358,10 @@ type ExecuteParamsOnDisconnect string
 // ExecuteStreamParams defines parameters for ExecuteStream.
 type ExecuteStreamParams struct {
 	// OnDisconnect What happens to the job when the client goes away before the end.
-	OnDisconnect ExecuteStreamParamsOnDisconnect `form:"on_disconnect,omitempty" json:"on_disconnect,omitempty,omitzero"`
+	OnDisconnect *ExecuteStreamParamsOnDisconnect `form:"on_disconnect,omitempty" json:"on_disconnect,omitempty"`
 
 	// IdempotencyKey Chosen by the client, scoped to the caller; repeating a submit with it changes nothing.
-	IdempotencyKey IdempotencyKey `json:"Idempotency-Key,omitempty,omitzero"`
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // ExecuteStreamParamsOnDisconnect defines parameters for ExecuteStream.
@@ -1370,40 +1370,40 @@ type ExecuteStreamParamsOnDisconnect string
 // GetPluginLogsParams defines parameters for GetPluginLogs.
 type GetPluginLogsParams struct {
 	// Tail Only the last lines.
-	Tail Tail `form:"tail,omitempty" json:"tail,omitempty,omitzero"`
+	Tail *Tail `form:"tail,omitempty" json:"tail,omitempty"`
 
 	// Follow Stay and send lines as they come.
-	Follow Follow `form:"follow,omitempty" json:"follow,omitempty,omitzero"`
+	Follow *Follow `form:"follow,omitempty" json:"follow,omitempty"`
 }
 
 // GetQueueParams defines parameters for GetQueue.
 type GetQueueParams struct {
 	// Limit At most this many.
-	Limit Limit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
 // DrainQueueParams defines parameters for DrainQueue.
 type DrainQueueParams struct {
 	// Plugin Only this plugin (instance id); the whole queue when left out.
-	Plugin Scope `form:"plugin,omitempty" json:"plugin,omitempty,omitzero"`
+	Plugin *Scope `form:"plugin,omitempty" json:"plugin,omitempty"`
 }
 
 // PauseQueueParams defines parameters for PauseQueue.
 type PauseQueueParams struct {
 	// Plugin Only this plugin (instance id); the whole queue when left out.
-	Plugin Scope `form:"plugin,omitempty" json:"plugin,omitempty,omitzero"`
+	Plugin *Scope `form:"plugin,omitempty" json:"plugin,omitempty"`
 }
 
 // GetPlanParams defines parameters for GetPlan.
 type GetPlanParams struct {
 	// Plugin Only this plugin (instance id); it may have no job waiting.
-	Plugin string `form:"plugin,omitempty" json:"plugin,omitempty,omitzero"`
+	Plugin *string `form:"plugin,omitempty" json:"plugin,omitempty"`
 }
 
 // ResumeQueueParams defines parameters for ResumeQueue.
 type ResumeQueueParams struct {
 	// Plugin Only this plugin (instance id); the whole queue when left out.
-	Plugin Scope `form:"plugin,omitempty" json:"plugin,omitempty,omitzero"`
+	Plugin *Scope `form:"plugin,omitempty" json:"plugin,omitempty"`
 }
 
 // SubmitJobJSONRequestBody defines body for SubmitJob for application/json ContentType.
@@ -2142,7 +2142,7 @@ func (siw *ServerInterfaceWrapper) StreamEvents(w http.ResponseWriter, r *http.R
 			return
 		}
 
-		params.LastEventID = LastEventID
+		params.LastEventID = &LastEventID
 
 	}
 
@@ -2294,7 +2294,7 @@ func (siw *ServerInterfaceWrapper) SubmitJob(w http.ResponseWriter, r *http.Requ
 			return
 		}
 
-		params.IdempotencyKey = IdempotencyKey
+		params.IdempotencyKey = &IdempotencyKey
 
 	}
 
@@ -2313,7 +2313,7 @@ func (siw *ServerInterfaceWrapper) SubmitJob(w http.ResponseWriter, r *http.Requ
 			return
 		}
 
-		params.Prefer = Prefer
+		params.Prefer = &Prefer
 
 	}
 
@@ -2405,7 +2405,7 @@ func (siw *ServerInterfaceWrapper) PatchJob(w http.ResponseWriter, r *http.Reque
 			return
 		}
 
-		params.IfMatch = IfMatch
+		params.IfMatch = &IfMatch
 
 	}
 
@@ -2468,7 +2468,7 @@ func (siw *ServerInterfaceWrapper) PutJob(w http.ResponseWriter, r *http.Request
 			return
 		}
 
-		params.Prefer = Prefer
+		params.Prefer = &Prefer
 
 	}
 
@@ -2570,7 +2570,7 @@ func (siw *ServerInterfaceWrapper) JobEvents(w http.ResponseWriter, r *http.Requ
 			return
 		}
 
-		params.LastEventID = LastEventID
+		params.LastEventID = &LastEventID
 
 	}
 
@@ -2831,7 +2831,7 @@ func (siw *ServerInterfaceWrapper) JobStream(w http.ResponseWriter, r *http.Requ
 			return
 		}
 
-		params.LastEventID = LastEventID
+		params.LastEventID = &LastEventID
 
 	}
 
@@ -3219,7 +3219,7 @@ func (siw *ServerInterfaceWrapper) Execute(w http.ResponseWriter, r *http.Reques
 			return
 		}
 
-		params.IdempotencyKey = IdempotencyKey
+		params.IdempotencyKey = &IdempotencyKey
 
 	}
 
@@ -3282,7 +3282,7 @@ func (siw *ServerInterfaceWrapper) ExecuteStream(w http.ResponseWriter, r *http.
 			return
 		}
 
-		params.IdempotencyKey = IdempotencyKey
+		params.IdempotencyKey = &IdempotencyKey
 
 	}
 
