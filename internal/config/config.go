@@ -7,6 +7,7 @@
 package config
 
 import (
+	"path/filepath"
 	"time"
 )
 
@@ -177,3 +178,23 @@ func Defaults(dirs Dirs) Config {
 
 // File is the YAML file that was read, "" when there was none.
 func (c *Config) File() string { return c.file }
+
+// SocketPath is the Unix socket to listen on, "" when there shall be none.
+func (c *Config) SocketPath() string {
+	if c.Server.Socket == None {
+		return ""
+	}
+	return c.Server.Socket
+}
+
+// DataDir is the parent of the plugins' own data directories.
+func (c *Config) DataDir() string { return c.Plugins.DataDir }
+
+// ModelsDir is where plugins share models.
+func (c *Config) ModelsDir() string { return c.Plugins.ModelsDir }
+
+// EnvsDir is where the installer puts the plugins' environments.
+func (c *Config) EnvsDir() string { return filepath.Join(c.StateDir, "envs") }
+
+// SecretsDir holds one file of secrets per plugin.
+func (c *Config) SecretsDir() string { return filepath.Join(c.StateDir, "secrets") }
