@@ -38,16 +38,16 @@ func (e BatchItemOnDependencyFailure) Valid() bool {
 
 // Defines values for HealthStatus.
 const (
-	Failing HealthStatus = "failing"
-	Ok      HealthStatus = "ok"
+	HealthStatusFailing HealthStatus = "failing"
+	HealthStatusOk      HealthStatus = "ok"
 )
 
 // Valid indicates whether the value is a known member of the HealthStatus enum.
 func (e HealthStatus) Valid() bool {
 	switch e {
-	case Failing:
+	case HealthStatusFailing:
 		return true
-	case Ok:
+	case HealthStatusOk:
 		return true
 	default:
 		return false
@@ -95,31 +95,31 @@ func (e JobErrorCategory) Valid() bool {
 
 // Defines values for JobPhase.
 const (
-	Blocked    JobPhase = "blocked"
-	Cancelling JobPhase = "cancelling"
-	Executing  JobPhase = "executing"
-	Held       JobPhase = "held"
-	Loading    JobPhase = "loading"
-	Queued     JobPhase = "queued"
-	Reserving  JobPhase = "reserving"
+	JobPhaseBlocked    JobPhase = "blocked"
+	JobPhaseCancelling JobPhase = "cancelling"
+	JobPhaseExecuting  JobPhase = "executing"
+	JobPhaseHeld       JobPhase = "held"
+	JobPhaseLoading    JobPhase = "loading"
+	JobPhaseQueued     JobPhase = "queued"
+	JobPhaseReserving  JobPhase = "reserving"
 )
 
 // Valid indicates whether the value is a known member of the JobPhase enum.
 func (e JobPhase) Valid() bool {
 	switch e {
-	case Blocked:
+	case JobPhaseBlocked:
 		return true
-	case Cancelling:
+	case JobPhaseCancelling:
 		return true
-	case Executing:
+	case JobPhaseExecuting:
 		return true
-	case Held:
+	case JobPhaseHeld:
 		return true
-	case Loading:
+	case JobPhaseLoading:
 		return true
-	case Queued:
+	case JobPhaseQueued:
 		return true
-	case Reserving:
+	case JobPhaseReserving:
 		return true
 	default:
 		return false
@@ -173,19 +173,19 @@ func (e JobStatus) Valid() bool {
 
 // Defines values for PluginConfigApplied.
 const (
-	AtStart      PluginConfigApplied = "at_start"
-	Initialized  PluginConfigApplied = "initialized"
-	Reconfigured PluginConfigApplied = "reconfigured"
+	PluginConfigAppliedAtStart      PluginConfigApplied = "at_start"
+	PluginConfigAppliedInitialized  PluginConfigApplied = "initialized"
+	PluginConfigAppliedReconfigured PluginConfigApplied = "reconfigured"
 )
 
 // Valid indicates whether the value is a known member of the PluginConfigApplied enum.
 func (e PluginConfigApplied) Valid() bool {
 	switch e {
-	case AtStart:
+	case PluginConfigAppliedAtStart:
 		return true
-	case Initialized:
+	case PluginConfigAppliedInitialized:
 		return true
-	case Reconfigured:
+	case PluginConfigAppliedReconfigured:
 		return true
 	default:
 		return false
@@ -215,19 +215,19 @@ func (e QueueMode) Valid() bool {
 
 // Defines values for Role.
 const (
-	Admin  Role = "admin"
-	Read   Role = "read"
-	Submit Role = "submit"
+	RoleAdmin  Role = "admin"
+	RoleRead   Role = "read"
+	RoleSubmit Role = "submit"
 )
 
 // Valid indicates whether the value is a known member of the Role enum.
 func (e Role) Valid() bool {
 	switch e {
-	case Admin:
+	case RoleAdmin:
 		return true
-	case Read:
+	case RoleRead:
 		return true
-	case Submit:
+	case RoleSubmit:
 		return true
 	default:
 		return false
@@ -236,16 +236,16 @@ func (e Role) Valid() bool {
 
 // Defines values for StreamEndReason.
 const (
-	Final    StreamEndReason = "final"
-	Shutdown StreamEndReason = "shutdown"
+	StreamEndReasonFinal    StreamEndReason = "final"
+	StreamEndReasonShutdown StreamEndReason = "shutdown"
 )
 
 // Valid indicates whether the value is a known member of the StreamEndReason enum.
 func (e StreamEndReason) Valid() bool {
 	switch e {
-	case Final:
+	case StreamEndReasonFinal:
 		return true
-	case Shutdown:
+	case StreamEndReasonShutdown:
 		return true
 	default:
 		return false
@@ -495,6 +495,21 @@ type CategoryList struct {
 type Category struct {
 	Name    string   `json:"name"`
 	Plugins []string `json:"plugins"`
+}
+
+// ChunkRecord `data:` of `chunk` in a job's stream; `value` is what the plugin yielded.
+type ChunkRecord struct {
+	At      time.Time `json:"at"`
+	Attempt int       `json:"attempt,omitempty,omitzero"`
+
+	// Chunk Number of the chunk within its attempt.
+	Chunk int64 `json:"chunk"`
+
+	// N Number of the record, the event's id.
+	N int64 `json:"n"`
+
+	// Value Any JSON value.
+	Value AnyValue `json:"value"`
 }
 
 // Claim defines model for Claim.
@@ -812,6 +827,22 @@ type Kwargs = json.RawMessage
 // Labels defines model for Labels.
 type Labels map[string]string
 
+// LogRecord `data:` of `log`, and one line of a log as NDJSON.
+type LogRecord struct {
+	At      time.Time `json:"at"`
+	Attempt int       `json:"attempt,omitempty,omitzero"`
+	Job     string    `json:"job,omitempty,omitzero"`
+	Level   string    `json:"level"`
+	Logger  string    `json:"logger,omitempty,omitzero"`
+	Message string    `json:"message"`
+
+	// N Number of the record; missing in the log of a worker.
+	N int64 `json:"n,omitempty,omitzero"`
+
+	// Stream `stdout` or `stderr` where the line was printed.
+	Stream string `json:"stream,omitempty,omitzero"`
+}
+
 // Monitor defines model for Monitor.
 type Monitor struct {
 	// At Of its newest sample.
@@ -949,6 +980,17 @@ type Problem struct {
 	Type string `json:"type"`
 }
 
+// ProgressRecord `data:` of `progress`.
+type ProgressRecord struct {
+	At      time.Time `json:"at"`
+	Attempt int       `json:"attempt,omitempty,omitzero"`
+
+	// Fraction 0 to 1; -1 when the plugin cannot tell.
+	Fraction float64 `json:"fraction"`
+	Message  string  `json:"message,omitempty,omitzero"`
+	N        int64   `json:"n"`
+}
+
 // Queue defines model for Queue.
 type Queue struct {
 	Controls Controls `json:"controls"`
@@ -1021,6 +1063,15 @@ type Shortfall struct {
 
 	// Resource `gpu`, `gpu_memory`, `memory` or `slots`.
 	Resource string `json:"resource"`
+}
+
+// StateRecord `data:` of the `job.*` kinds in a job's stream; `data` is that of the journal event `seq`.
+type StateRecord struct {
+	At      time.Time `json:"at"`
+	Attempt int       `json:"attempt,omitempty,omitzero"`
+	Data    AnyObject `json:"data"`
+	N       int64     `json:"n"`
+	Seq     int64     `json:"seq,omitempty,omitzero"`
 }
 
 // StreamEnd `data:` of `stream.end`: nothing follows; do not reconnect unless `reason` is `shutdown`.
