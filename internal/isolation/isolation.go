@@ -1,12 +1,14 @@
 // Package isolation confines a worker's process tree and ends it as a whole.
 // A Tier makes Sandboxes; a Sandbox starts one process, says what is really in
 // force, and kills everything that came out of it. It knows no worker, job or
-// protocol. Start with Tier and Sandbox; tiertest is the conformance suite.
+// protocol. Start with Tier and Sandbox; package tree has the ways to end a
+// whole tree that the tiers share; tiertest is the conformance suite.
 package isolation
 
 import (
 	"context"
 	"os/exec"
+	"syscall"
 	"time"
 )
 
@@ -14,12 +16,13 @@ import (
 type Spec struct {
 	Name      string // unique per process: "<instance>.<generation>"
 	MemoryMax int64  // bytes, 0: no limit
-	PidsMax   int
-	NoFile    int
-	Nice      int
+	PidsMax   int    // processes and threads, 0: no limit
+	NoFile    int    // open files of one process, 0: inherited
+	Nice      int    // 0: inherited
 }
 
-// Fact is one row of the isolation report.
+// Fact is one row of the isolation report: what was asked, what holds, and how
+// we know. Detail says why something asked for is not in force.
 type Fact struct {
 	Mechanism  string
 	Requested  bool
@@ -30,15 +33,21 @@ type Fact struct {
 
 // Usage of a whole sandbox.
 type Usage struct {
-	RSS        int64 // bytes
-	CPUTime    time.Duration
+	RSS        int64         // bytes, sum over the processes
+	CPUTime    time.Duration // of the processes alive now; it falls when one ends
 	Processes  int
 	SampledAt  time.Time
-	OOMKills   int64 // from memory.events where there is a cgroup
-	MemoryPeak int64
+	OOMKills   int64 // from memory.events where there is a cgroup with memory
+	MemoryPeak int64 // bytes, 0 where nothing measures it
 }
 
-// Tier makes sandboxes of one strength.
+// ExitStatus is how the leader of a sandbox ended. Signal is 0 after an exit.
+type ExitStatus struct {
+	Code   int
+	Signal syscall.Signal
+}
+
+// Tier makes sandboxes of one strength. Safe for concurrent use.
 type Tier interface {
 	Name() string
 	// Probe tries each mechanism for real and names what is missing.
@@ -51,19 +60,27 @@ type Tier interface {
 	Reclaim(ctx context.Context) (int, error)
 }
 
-// Sandbox is one process tree. Not safe for concurrent use except Kill and Usage.
+// Sandbox is one process tree. Start, Wait and Close belong to one owner; the
+// other methods are safe from any goroutine between Start and Close.
 type Sandbox interface {
-	// Start starts cmd inside, in its own session. The caller owns cmd.Wait.
+	// Start starts cmd inside, in its own session. The sandbox owns the process
+	// from then on: call Wait here, never cmd.Wait. Standard streams must be
+	// files (or nil).
 	Start(cmd *exec.Cmd) error
-	// Signal sends sig to the leader only (by pidfd).
-	Signal(sig int) error
+	// PID is the leader as the host sees it; 0 before Start.
+	PID() int
+	// Wait blocks until the leader has ended and reaps it. Others of the tree may
+	// still run. Call it once.
+	Wait() (ExitStatus, error)
+	// Signal sends sig to the leader only, by pidfd. A leader that is gone is no error.
+	Signal(sig syscall.Signal) error
 	Usage() (Usage, error)
-	// Kill ends the whole tree and returns when it is empty or ctx ends (an
-	// error then names the survivors).
+	// Kill ends the whole tree and returns when it is empty, or when ctx ends (an
+	// error then names the survivors). Killing an empty tree is fine.
 	Kill(ctx context.Context) error
 	// Empty reports whether no process of the tree is left.
 	Empty() bool
 	Report() []Fact
-	// Close removes what Prepare made. Idempotent; after Kill and reaping.
+	// Close removes what Prepare made. Idempotent; after Kill and Wait.
 	Close() error
 }

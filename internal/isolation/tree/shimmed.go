@@ -1,0 +1,298 @@
+package tree
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/cjmd/cjmd/internal/isolation"
+	"github.com/cjmd/cjmd/internal/isolation/proc"
+)
+
+// shimmed is a sandbox whose tree hangs below a shim: the init of a PID
+// namespace, which takes everything with it, or a subreaper, below which a kill
+// loop finds everything.
+type shimmed struct {
+	h        *Host
+	strategy Strategy
+	name     string
+	c        Confine
+	leader   // the worker itself, a child of the shim
+
+	shim    *exec.Cmd
+	shimID  proc.ID
+	life    *os.File // plan pipe; closing it makes the shim end everything
+	status  *os.File // receipts
+	dec     *json.Decoder
+	gone    chan struct{} // closed when the shim was reaped
+	started bool
+	noProc  string
+
+	once sync.Once
+	err  error
+}
+
+func (h *Host) newShimmed(s Strategy, name string, c Confine) (*shimmed, error) {
+	return &shimmed{h: h, strategy: s, name: name, c: c, gone: make(chan struct{})}, nil
+}
+
+// probeShim runs the life of one sandbox of that strategy.
+func (h *Host) probeShim(ctx context.Context, s Strategy) error {
+	sb, err := h.newShimmed(s, "probe", Confine{})
+	if err != nil {
+		return err
+	}
+	defer sb.Close()
+	return h.tryLife(ctx, sb)
+}
+
+// namespaces asks for a PID namespace; without root it comes with a user
+// namespace that maps nobody but ourselves.
+func namespaces(a *syscall.SysProcAttr) {
+	a.Cloneflags = syscall.CLONE_NEWPID | syscall.CLONE_NEWNS
+	if os.Geteuid() != 0 {
+		a.Cloneflags |= syscall.CLONE_NEWUSER
+		a.UidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getuid(), HostID: os.Getuid(), Size: 1}}
+		a.GidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getgid(), HostID: os.Getgid(), Size: 1}}
+	}
+	// The kernel ends the init, and so the namespace, when our thread dies with the daemon.
+	a.Pdeathsig = syscall.SIGKILL
+}
+
+func (s *shimmed) Start(cmd *exec.Cmd) error {
+	if cmd.Err != nil {
+		return cmd.Err
+	}
+	planR, planW, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("cannot start the shim: %w", err)
+	}
+	defer planR.Close()
+	statusR, statusW, err := os.Pipe()
+	if err != nil {
+		planW.Close()
+		return fmt.Errorf("cannot start the shim: %w", err)
+	}
+	defer statusW.Close()
+	s.life, s.status, s.dec = planW, statusR, json.NewDecoder(statusR)
+
+	n := 3 + len(cmd.ExtraFiles)
+	marker := s.h.marker(s.name)
+	re := s.h.o.Reexec
+	shim := exec.Command(re[0], append(re[1:len(re):len(re)], VerbShim, "--plan", strconv.Itoa(n), "--status", strconv.Itoa(n+1))...)
+	shim.Env = []string{marker}
+	shim.Stdin, shim.Stdout, shim.Stderr = cmd.Stdin, cmd.Stdout, cmd.Stderr
+	shim.ExtraFiles = append(cmd.ExtraFiles[:len(cmd.ExtraFiles):len(cmd.ExtraFiles)], planR, statusW)
+	shim.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if s.strategy == PIDNS {
+		namespaces(shim.SysProcAttr)
+	}
+	if err := s.h.spawnerFor(s.c).start(shim); err != nil {
+		return fmt.Errorf("cannot start the shim: %w", err)
+	}
+	s.shim, s.started = shim, true
+	statusW.Close()
+	go func() { // joined by Close
+		_ = shim.Wait() // its receipts say what there is to know
+		close(s.gone)
+	}()
+	plan := Plan{
+		Strategy: s.strategy, Path: cmd.Path, Args: cmd.Args, Env: cleanEnv(cmd.Env, marker),
+		Dir: cmd.Dir, Files: n, DeathSig: s.c.DeathSig,
+	}
+	return s.begin(plan)
+}
+
+// begin hands over the plan and learns which process is the worker.
+func (s *shimmed) begin(plan Plan) error {
+	st, err := proc.Read(s.shim.Process.Pid)
+	if err == nil {
+		s.shimID = st.ID()
+		err = writeRecord(s.h.recordPath(s.name), s.shimID)
+	}
+	if err == nil {
+		err = json.NewEncoder(s.life).Encode(plan)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot brief the shim: %w", err)
+	}
+	for {
+		var r Receipt
+		if err := s.dec.Decode(&r); err != nil {
+			return fmt.Errorf("cannot start %s: the shim ended: %w", plan.Path, err)
+		}
+		switch {
+		case r.Error != "":
+			return fmt.Errorf("cannot start %s: %s", plan.Path, r.Error)
+		case r.NoProc != "":
+			s.noProc = r.NoProc
+		case r.Started != 0:
+			return s.adopt(r.Started)
+		}
+	}
+}
+
+// adopt finds the worker's pid in our own namespace: right after the start it
+// is the shim's only child.
+func (s *shimmed) adopt(pid int) error {
+	t, err := proc.All()
+	if err != nil {
+		return err
+	}
+	st := t[pid]
+	if s.strategy == PIDNS {
+		for _, c := range t {
+			if c.PPID == s.shimID.PID {
+				st = c
+			}
+		}
+	}
+	s.leader.mu.Lock()
+	defer s.leader.mu.Unlock()
+	s.leader.id = st.ID() // zero when it has ended already: Wait tells how
+	return nil
+}
+
+// Wait returns when the worker ended; the shim may go on until its tree is empty.
+func (s *shimmed) Wait() (isolation.ExitStatus, error) {
+	if !s.started {
+		return isolation.ExitStatus{}, errors.New("cannot wait: nothing was started")
+	}
+	for {
+		var r Receipt
+		if err := s.dec.Decode(&r); err != nil {
+			// Without a receipt the shim itself was killed, and the worker with it.
+			return isolation.ExitStatus{Signal: syscall.SIGKILL}, nil
+		}
+		if r.Exited {
+			return isolation.ExitStatus{Code: r.Code, Signal: syscall.Signal(r.Signal)}, nil
+		}
+	}
+}
+
+// members selects the tree's processes: those below the shim, and those that
+// carry the marker after somebody killed the shim.
+func (s *shimmed) members(t proc.Table) []proc.Stat {
+	found := map[int]proc.Stat{}
+	for _, b := range t.Below(s.shimID.PID) {
+		found[b.PID] = b
+	}
+	if s.shimGone() {
+		marker := s.h.marker(s.name)
+		for pid, st := range t {
+			if pid != os.Getpid() && st.Start >= s.shimID.Start && proc.HasEnvPrefix(pid, marker) {
+				found[pid] = st
+			}
+		}
+	}
+	return values(found)
+}
+
+func (s *shimmed) shimGone() bool {
+	select {
+	case <-s.gone:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *shimmed) Kill(ctx context.Context) error {
+	if !s.started {
+		return nil
+	}
+	if s.strategy == PIDNS {
+		if err := proc.Signal(s.shimID, syscall.SIGKILL); err != nil {
+			return err
+		}
+	} else if _, err := proc.KillAll(ctx, s.members); err != nil {
+		return err
+	}
+	// An init leaves only after its whole namespace has; a subreaper when the
+	// last of its tree has ended.
+	select {
+	case <-s.gone:
+	case <-ctx.Done():
+		return fmt.Errorf("cannot end the tree of %q: %w", s.name, ctx.Err())
+	}
+	if s.strategy == PIDNS {
+		return nil
+	}
+	_, err := proc.KillAll(ctx, s.members)
+	return err
+}
+
+func (s *shimmed) Empty() bool {
+	if !s.started {
+		return true
+	}
+	if !s.shimGone() {
+		return false
+	}
+	if s.strategy == PIDNS {
+		return true
+	}
+	t, err := proc.All()
+	if err != nil {
+		return false
+	}
+	for _, m := range s.members(t) {
+		if !m.Dead() {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *shimmed) Usage() (isolation.Usage, error) {
+	u := isolation.Usage{SampledAt: time.Now()}
+	t, err := proc.All()
+	if err != nil {
+		return u, err
+	}
+	for _, m := range t.Below(s.shimID.PID) {
+		u.Processes++
+		u.RSS += m.RSS
+		u.CPUTime += m.CPU
+	}
+	return u, nil
+}
+
+func (s *shimmed) Report() []isolation.Fact {
+	kill := isolation.Fact{Mechanism: "tree_kill", Requested: true, InForce: true, VerifiedBy: "host probe"}
+	death := isolation.Fact{Mechanism: "daemon_death", Requested: true, InForce: true, VerifiedBy: "host probe"}
+	facts := []isolation.Fact{}
+	if s.strategy == PIDNS {
+		kill.Detail = "init of a PID namespace" + s.h.rejections()
+		death.Detail = "parent death signal of the init"
+		p := isolation.Fact{Mechanism: "pid_namespace_proc", Requested: true, InForce: s.noProc == "", VerifiedBy: "shim receipt", Detail: s.noProc}
+		facts = append(facts, p)
+	} else {
+		kill.Detail = "kill loop below a subreaper" + s.h.rejections()
+		death.Detail = "the subreaper runs the kill loop at end of file"
+	}
+	return append(facts, kill, death, sessionFact(s.PID()))
+}
+
+func (s *shimmed) Close() error {
+	s.once.Do(func() {
+		if s.life == nil {
+			return
+		}
+		s.life.Close() // a shim that is still there ends its tree now
+		if s.started {
+			<-s.gone
+		}
+		s.status.Close()
+		s.leader.release()
+		s.err = removeRecord(s.h.recordPath(s.name))
+	})
+	return s.err
+}
