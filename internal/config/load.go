@@ -84,7 +84,7 @@ func AddFlags(fs *pflag.FlagSet) {
 // foreignEnv are CJMD_ variables that are no configuration of the daemon:
 // the file's path, and what cjm-ctl reads to find a daemon.
 var foreignEnv = map[string]bool{
-	"CJMD_CONFIG": true, "CJMD_TOKEN": true, "CJMD_TOKEN_FILE": true, "CJMD_SOCKET": true, "CJMD_URL": true, "CJMD_ADDR": true,
+	"CJMD_CONFIG": true, "CJMD_HOST": true, "CJMD_TOKEN": true, "CJMD_TOKEN_FILE": true, "CJMD_SOCKET": true, "CJMD_URL": true, "CJMD_ADDR": true,
 }
 
 // Load reads, merges and validates. A *Error holds all problems.

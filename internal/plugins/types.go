@@ -28,12 +28,20 @@ type Manifest struct {
 	Class      string
 	Command    []string // native programs that are no Python, and exec
 
-	Env     map[string]string
+	// CodeDirs are absolute directories with the plugin's code (v3 "path"), for PYTHONPATH.
+	CodeDirs []string
+	// Env is what the manifest adds to the worker's environment; values may hold
+	// the templates that BuildEnv expands.
+	Env map[string]string
+	// EnvSpec is the installer's part of a v3 manifest ("env"), kept as data.
+	EnvSpec json.RawMessage
 	DBPath  string
 	Demand  resource.Demand
 	Schema  json.RawMessage // config schema; nil when the manifest has none
 	Strict  bool            // a config type mismatch is an error, not a warning
-	Secrets []string        // names the plugin needs
+	Secrets []string        // names without which the plugin does not start
+	// OptionalSecrets are names the plugin can use and does not need.
+	OptionalSecrets []string
 
 	Concurrency int
 	Isolation   Isolation
@@ -41,16 +49,21 @@ type Manifest struct {
 	Timeouts    Timeouts
 	MaxAttempts int // 0: daemon's default
 
+	// Warnings are findings that do not keep the plugin from running.
+	Warnings []string
+
 	// Hash identifies the content; a different hash on disk means drifted.
 	Hash string
 	Raw  json.RawMessage // the file as JSON, for "show"
 }
 
+// Isolation is the wish of a manifest or an instance.
 type Isolation struct {
 	Tier    string   `json:"tier,omitempty"`
 	Require []string `json:"require,omitempty"`
 }
 
+// Limits of a worker's process tree; zero means none.
 type Limits struct {
 	MemoryMaxMB int64 `json:"memory_max_mb,omitempty"`
 	PidsMax     int   `json:"pids_max,omitempty"`
@@ -109,18 +122,3 @@ type Issue struct {
 	Message string // form of PEER.md section 5: "F: 0 is less than minimum 1"
 	Warning bool   // a type mismatch that the manifest does not forbid
 }
-
-// The methods of Catalog, for the packages that call it (each declares its subset):
-//
-//	New(Options{Paths []string, Store InstanceStore, Journal events.Recorder, Log}) (*Catalog, error)
-//	Run(ctx) error                                 watches the directories
-//	Discover(ctx) ([]Plugin, error)                rescan now
-//	Plugins() []Plugin     Plugin(name) (Plugin, error: *NotFoundError with the nearest name)
-//	Instances() []Instance Instance(id) (Instance, Manifest, error)
-//	       an instance named like a plugin exists implicitly (enabled, defaults) until written
-//	CreateInstance(ctx, Instance) (Instance, error)   DeleteInstance(ctx, id) error
-//	SetEnabled(ctx, id, bool) (Instance, error)
-//	CheckConfig(id, config) ([]Issue, error)          MergeDefaults(manifest, config)
-//	SetConfig(ctx, id, config) (Instance, []Issue, error)   *ConfigError holds the issues
-//	MarkStarted(id, hash)                             for drift
-//	Changed() <-chan struct{}

@@ -1,0 +1,159 @@
+package plugins
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// requirable are the isolation items that an instance can insist on.
+var requirable = []string{"memory", "pids", "fs", "net", "gpu"}
+
+// readV3 reads our own format, strictly: api/manifest.schema.json says the
+// same to editors and validators.
+func readV3(f *fields, m *Manifest) {
+	f.get("format_version")
+	readIdentity(f, m)
+	m.Interface = f.text("interface")
+	m.Runtime = f.oneOf("runtime", "native", "http", "exec")
+	if m.Runtime == "" {
+		m.Runtime = "native"
+	}
+	readProgram(f, m)
+	m.CodeDirs = readCodeDirs(f, m.Path)
+	m.Env = readEnv(f, "env_vars", true)
+	if env, ok := f.object("env"); ok {
+		m.EnvSpec, _ = json.Marshal(env.obj) // came out of a decoder: cannot fail
+	}
+	m.DBPath = f.text("db_path")
+	if v, ok := f.get("config_schema"); ok {
+		if _, isObject := v.(map[string]any); !isObject {
+			f.fail("config_schema", "must be an object: a JSON Schema with properties")
+		}
+	}
+	if !f.failed("config_schema") {
+		readSchema(f, m)
+	}
+	m.Strict = f.boolean("strict")
+	readSecrets(f, m)
+	readResources(f, m).strict()
+	readBounds(f, m)
+	f.strict()
+}
+
+// readProgram reads what is executed: a Python class, or a command.
+func readProgram(f *fields, m *Manifest) {
+	m.Command = f.texts("command")
+	readInterpreter(f, m, false)
+	_, hasCommand := f.obj["command"]
+	if m.Runtime == "exec" || hasCommand {
+		if len(m.Command) == 0 && !f.failed("command") {
+			f.fail("command", "is missing or empty; give the program and its arguments as a list")
+		}
+		m.Module, m.Class = f.text("module"), f.text("class")
+		if len(m.Command) > 0 && strings.ContainsRune(m.Command[0], '/') && !filepath.IsAbs(m.Command[0]) {
+			m.Command[0] = filepath.Join(filepath.Dir(m.Path), m.Command[0])
+		}
+		return
+	}
+	readModule(f, m)
+}
+
+// readCodeDirs accepts one directory or a list.
+func readCodeDirs(f *fields, manifest string) []string {
+	var dirs []string
+	if s, ok := f.obj["path"].(string); ok {
+		f.get("path")
+		if s == "" {
+			f.fail("path", "is empty; name a directory or delete it")
+			return nil
+		}
+		dirs = []string{s}
+	} else {
+		dirs = f.texts("path")
+	}
+	for i, d := range dirs {
+		if !filepath.IsAbs(d) {
+			dirs[i] = filepath.Join(filepath.Dir(manifest), d)
+		}
+	}
+	return dirs
+}
+
+// readSecrets accepts names, and objects that say more.
+func readSecrets(f *fields, m *Manifest) {
+	v, ok := f.get("secrets")
+	if !ok {
+		return
+	}
+	list, ok := v.([]any)
+	if !ok {
+		f.fail("secrets", "must be a list of names")
+		return
+	}
+	for i, x := range list {
+		key := fmt.Sprintf("secrets[%d]", i)
+		name, required := "", true
+		switch x := x.(type) {
+		case string:
+			name = x
+			f.envName(key, name)
+		case map[string]any:
+			s := f.sub(key, x)
+			name = s.needText("name", "API_KEY")
+			if name != "" {
+				s.envName("name", name)
+			}
+			if _, given := s.get("required"); given {
+				required = s.boolean("required")
+			}
+			s.text("description")
+			s.strict()
+		default:
+			f.fail(key, "must be a name, or an object with name")
+		}
+		if required {
+			m.Secrets = append(m.Secrets, name)
+		} else {
+			m.OptionalSecrets = append(m.OptionalSecrets, name)
+		}
+	}
+}
+
+func readBounds(f *fields, m *Manifest) {
+	m.Concurrency = max(1, f.integer("concurrency", 1, 1024))
+	if iso, ok := f.object("isolation"); ok {
+		m.Isolation.Tier = iso.oneOf("tier", "auto", "0", "1", "2", "3")
+		m.Isolation.Require = iso.texts("require")
+		for i, r := range m.Isolation.Require {
+			if !slices.Contains(requirable, r) {
+				iso.fail(fmt.Sprintf("require[%d]", i), "is %q; it must be one of %s", r, strings.Join(requirable, ", "))
+			}
+		}
+		iso.strict()
+	}
+	if l, ok := f.object("limits"); ok {
+		m.Limits.MemoryMaxMB = int64(l.integer("memory_max_mb", 1, 1<<30))
+		m.Limits.PidsMax = l.integer("pids_max", 1, 1<<22)
+		m.Limits.NoFile = l.integer("nofile", 16, 1<<30)
+		m.Limits.Nice = l.integer("nice", -20, 19)
+		l.strict()
+	}
+	if d, ok := f.object("devices"); ok {
+		m.Demand.Devices = d.integer("count", 1, 64)
+		d.strict()
+	}
+	if r, ok := f.object("retry"); ok {
+		m.MaxAttempts = r.integer("max_attempts", 1, 100)
+		r.strict()
+	}
+	if t, ok := f.object("timeouts"); ok {
+		m.Timeouts = Timeouts{
+			Start: t.duration("start"), Stall: t.duration("stall"), Run: t.duration("run"),
+			CancelGrace: t.duration("cancel_grace"), InterruptGrace: t.duration("interrupt_grace"), StopGrace: t.duration("stop_grace"),
+		}
+		t.strict()
+	}
+}
