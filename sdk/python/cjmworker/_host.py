@@ -1,0 +1,150 @@
+"""The process around the plugin: environment, signals, forks, memory, and its end."""
+from __future__ import annotations
+
+import _signal
+import os
+import sys
+
+from ._slots import INTERRUPT_SIGNAL, RUNTIME_DIR
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List
+
+EXIT_LOAD_FAILED = 1
+EXIT_PROTOCOL = 70
+
+
+def clean_environment() -> None:
+    """Take our own directory out of PYTHONPATH: programs the plugin starts get the
+    environment they would have without us. (sys.path keeps it.)"""
+    ours = os.path.dirname(RUNTIME_DIR.rstrip(os.sep))
+    entries = os.environ.get("PYTHONPATH")
+    if entries is None:
+        return
+    kept = [part for part in entries.split(os.pathsep) if part and os.path.abspath(part) != ours]
+    if kept:
+        os.environ["PYTHONPATH"] = os.pathsep.join(kept)
+    else:
+        del os.environ["PYTHONPATH"]
+
+
+def complain(text: str) -> None:
+    """A line in the worker's own log (the real stderr), whatever else is broken."""
+    try:
+        os.write(2, text.rstrip("\n").encode("utf-8", "replace") + b"\n")
+    except OSError:
+        pass
+
+
+def kill_everything(reason: str) -> None:
+    """The daemon is gone or unusable: end this process and its group now. Never returns."""
+    if reason:
+        complain("cjmworker: %s; ending the process group" % reason)
+    pid = os.getpid()
+    try:
+        if os.getpgrp() == pid:
+            os.killpg(pid, int(_signal.SIGKILL))
+    except OSError:
+        pass
+    # Not our own group (a shell started us): at least the processes below this one.
+    for child in descendants(pid):
+        try:
+            os.kill(child, int(_signal.SIGKILL))
+        except OSError:
+            pass
+    os._exit(EXIT_PROTOCOL)
+
+
+def descendants(pid: int) -> "List[int]":
+    """Processes below ``pid``, from one pass over /proc; empty where there is none."""
+    parents: "Dict[int, List[int]]" = {}
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return []
+    for name in names:
+        if name.isdigit():
+            try:
+                with open("/proc/%s/stat" % name, "rb") as file:
+                    fields = file.read().rpartition(b")")[2].split()
+                parents.setdefault(int(fields[1]), []).append(int(name))
+            except (OSError, IndexError, ValueError):
+                continue
+    found: "List[int]" = []
+    level = [pid]
+    while level:
+        level = [child for parent in level for child in parents.get(parent, ())]
+        found += level
+    return found
+
+
+def handle_signals(on_interrupt: "Callable", on_terminate: "Callable") -> None:
+    _signal.signal(INTERRUPT_SIGNAL, on_interrupt)
+    _signal.signal(_signal.SIGTERM, on_terminate)
+    # A Ctrl-C in the daemon's terminal is the daemon's business.
+    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+
+
+def default_signals() -> None:
+    for number in (INTERRUPT_SIGNAL, int(_signal.SIGTERM), int(_signal.SIGINT)):
+        _signal.signal(number, _signal.SIG_DFL)
+
+
+def max_rss() -> int:
+    """Largest resident set so far, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def rss() -> int:
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def device_bytes() -> "Dict[str, int]":
+    """What torch's allocator has reserved per device. Never imports torch, and never
+    initialises CUDA, which would itself take memory."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    found: "Dict[str, int]" = {}
+    try:
+        if not torch.cuda.is_initialized():
+            return {}
+        for index in range(torch.cuda.device_count()):
+            held = int(torch.cuda.memory_reserved(index))
+            if held:
+                found[_device_name(torch, index)] = held
+    except Exception:  # half-imported or unusual builds: no figure is better than a failed job
+        return found
+    return found
+
+
+def _device_name(torch: "Any", index: int) -> str:
+    uuid = getattr(torch.cuda.get_device_properties(index), "uuid", None)
+    if uuid is None:
+        return str(index)
+    text = str(uuid)
+    return text if text.startswith(("GPU-", "MIG-")) else "GPU-" + text
+
+
+def figures() -> "Dict[str, Any]":
+    """The process part of the stats answer."""
+    times = os.times()
+    threads = sys.modules.get("threading")
+    return {
+        "pid": os.getpid(),
+        "rss": rss(),
+        "max_rss": max_rss(),
+        "cpu_user": times.user,
+        "cpu_system": times.system,
+        "python_threads": len(sys._current_frames()),
+        "threads": threads.active_count() if threads is not None else 1,
+        "devices": device_bytes(),
+    }
