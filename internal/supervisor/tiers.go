@@ -1,0 +1,45 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/cjmd/cjmd/internal/isolation"
+)
+
+// tierNames are the tiers by their number in a manifest, weakest first.
+func tierNames() []string { return []string{"none", "basic", "contained", "sandboxed"} }
+
+// tier chooses the isolation of a start: the one asked for or, for "auto", the
+// strongest that works here. One that cannot be had is an error that names what
+// is missing, never a weaker one in silence.
+func (s *Supervisor) tier(ctx context.Context, wish IsolationWish) (isolation.Tier, error) {
+	if wish.Tier == "" || wish.Tier == "auto" {
+		var errs []error
+		for i := len(s.o.Tiers) - 1; i >= 0; i-- {
+			t := s.o.Tiers[i]
+			err := t.Probe(ctx)
+			if err == nil {
+				return t, nil
+			}
+			errs = append(errs, fmt.Errorf("tier %s: %w", t.Name(), err))
+		}
+		return nil, errors.Join(errs...)
+	}
+	name := wish.Tier
+	for i, n := range tierNames() {
+		if wish.Tier == fmt.Sprint(i) {
+			name = n
+		}
+	}
+	for _, t := range s.o.Tiers {
+		if t.Name() == name {
+			if err := t.Probe(ctx); err != nil {
+				return nil, fmt.Errorf("tier %s is not available: %w", name, err)
+			}
+			return t, nil
+		}
+	}
+	return nil, fmt.Errorf("tier %q is not available in this daemon", wish.Tier)
+}
