@@ -1,0 +1,137 @@
+package sched
+
+import (
+	"context"
+	"slices"
+	"strconv"
+
+	"github.com/cjmd/cjmd/internal/jobs"
+	"github.com/cjmd/cjmd/internal/resource"
+)
+
+// ask has the loop run f and waits for it; false when there is no loop.
+func (s *Scheduler) ask(ctx context.Context, f func(*loop)) bool {
+	select {
+	case <-s.started:
+	default:
+		return false
+	}
+	done := make(chan bool, 1)
+	s.mail.call(func(l *loop) {
+		if l != nil {
+			f(l)
+		}
+		done <- l != nil
+	})
+	select {
+	case ok := <-done:
+		return ok
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// State returns a copy of the loop's state; before and after Run only what is
+// configured.
+func (s *Scheduler) State() SchedulerState {
+	st := SchedulerState{Policy: (*s.policy.Load()).Name(), Policies: s.policyNames(), Margin: s.o.RAMMargin, Slots: s.o.Slots}
+	s.ask(context.Background(), func(l *loop) {
+		st.Monitor, st.Fresh, st.FreeRAM = l.monitor, l.fresh, l.freeRAM
+		st.Claims = slices.Clone(l.ledger.claims)
+		for _, r := range l.runs {
+			st.Runs = append(st.Runs, RunState{Job: r.id, Instance: r.instance, Phase: r.currentPhase(), Since: r.since})
+		}
+		for _, in := range l.insts {
+			if in.loading {
+				st.Runs = append(st.Runs, RunState{Instance: in.name, Phase: jobs.Loading})
+			}
+		}
+		st.Waiting = make(map[string]int)
+		for _, b := range l.blocks {
+			st.Waiting[b.Code]++
+		}
+		st.Passes, st.PassDuration, st.LastPass = l.passes, l.took, s.Heartbeat()
+	})
+	return st
+}
+
+// currentPhase is the run's phase for readers; cancelling is the queue's to tell.
+func (r *run) currentPhase() jobs.Phase {
+	if p := r.phase.Load(); p != nil {
+		return *p
+	}
+	if r.resident {
+		return jobs.Executing
+	}
+	return jobs.Reserving
+}
+
+// Explain says why a job stands where it stands. jobs.ErrNotFound.
+func (s *Scheduler) Explain(ctx context.Context, id jobs.ID) (Explanation, error) {
+	job, err := s.o.Queue.Get(ctx, id)
+	if err != nil {
+		return Explanation{}, err
+	}
+	e := Explanation{
+		Job: id, Status: job.Status, Phase: job.Phase, Block: job.Block, Policy: (*s.policy.Load()).Name(),
+		Priority: job.Spec.Priority, Seq: job.Seq, Ahead: -1,
+	}
+	if job.Status.Final() {
+		e.Summary = "the job is " + string(job.Status)
+		return e, nil
+	}
+	s.ask(ctx, func(l *loop) { l.explain(&e, job.Spec.Instance) })
+	e.Summary = summary(&e, job)
+	return e, ctx.Err()
+}
+
+// explainDepth bounds how far the place of a job in its group is counted.
+const explainDepth = 10_000
+
+func (l *loop) explain(e *Explanation, instance string) {
+	in := l.inst(instance)
+	e.Needs, e.FreeRAM = in.demand, l.freeRAM
+	e.DevFree = make(map[resource.DeviceID]resource.Bytes, len(l.devFree))
+	for id, n := range l.devFree {
+		e.DevFree[id] = n
+	}
+	e.Monitor, e.Fresh = l.monitor, l.fresh
+	e.Worker, e.Slots, e.SlotsFree = string(in.state), in.concurrency, in.slotsFree()
+	for _, c := range l.ledger.claims {
+		if c.Owner == instance {
+			e.Claims = append(e.Claims, c)
+		}
+	}
+	if e.Status != jobs.Pending {
+		return
+	}
+	for _, g := range l.s.o.Queue.Groups(explainDepth) {
+		if g.Instance == instance {
+			e.Ahead = slices.IndexFunc(g.Ready, func(r jobs.Ready) bool { return r.ID == e.Job })
+		}
+	}
+	if b := l.blocks[instance]; e.Block == nil && b != nil && e.Ahead >= 0 {
+		copied := *b
+		e.Block = &copied
+	}
+}
+
+// summary is the explanation in one sentence.
+func summary(e *Explanation, job jobs.Job) string {
+	switch {
+	case job.Status == jobs.Running:
+		return "the job is running (" + string(job.Phase) + ")"
+	case e.Block != nil && e.Ahead > 0:
+		return e.Block.Sentence + "; " + strconv.Itoa(e.Ahead) + " jobs of " + job.Spec.Instance + " come first"
+	case e.Block != nil:
+		return e.Block.Sentence
+	case job.Phase == jobs.Held:
+		return "the job is on hold until it is released"
+	case e.Ahead > 0:
+		return strconv.Itoa(e.Ahead) + " jobs of " + job.Spec.Instance + " come first"
+	case e.Ahead < 0:
+		return "the job is not ready to start (paused queue, dependency or retry delay)"
+	default:
+		return "the job starts with the next pass"
+	}
+}

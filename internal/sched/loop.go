@@ -1,0 +1,216 @@
+package sched
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/cjmd/cjmd/internal/jobs"
+	"github.com/cjmd/cjmd/internal/resource"
+	"go.uber.org/zap"
+)
+
+// loop is the scheduling goroutine's own state; nobody else touches it.
+type loop struct {
+	s    *Scheduler
+	work context.Context
+	wg   sync.WaitGroup // runners, loads and stops
+
+	admitting bool
+	insts     map[string]*inst
+	runs      map[jobs.ID]*run
+	ledger    ledger
+
+	snap       resource.Snapshot
+	fresh      bool
+	monitor    string
+	freeRAM    resource.Bytes
+	totalRAM   resource.Bytes
+	devFree    map[resource.DeviceID]resource.Bytes
+	active     bool      // the gate was asked for fast sampling
+	quietSince time.Time // nothing has run since; zero while something does
+
+	// What changed since the last pass.
+	workersChanged, gateChanged, catalogChanged bool
+	workersSeen                                 time.Time
+
+	blocks map[string]*jobs.Block // as last told to the queue
+	codes  map[string]int         // instances by block code, for metrics
+	passes uint64
+	took   time.Duration
+	// expireNot delays the next Expire after one that failed.
+	expireNot time.Time
+
+	// Reused from pass to pass.
+	groups []GroupView
+	ended  []*run
+	calls  []func(*loop)
+}
+
+// workersEvery bounds how often the workers' states are read: they change far
+// more often than the loop needs to know, and what it must know at once it
+// hears from its own runs.
+const workersEvery = 5 * time.Millisecond
+
+// quietAfter is how long fast sampling goes on after the last run.
+const quietAfter = time.Second
+
+func newLoop(s *Scheduler, work context.Context) *loop {
+	return &loop{
+		s: s, work: work, admitting: true,
+		insts: make(map[string]*inst), runs: make(map[jobs.ID]*run),
+		ledger: ledger{margin: s.o.RAMMargin, changed: true},
+		blocks: make(map[string]*jobs.Block), codes: make(map[string]int),
+		workersChanged: true, gateChanged: true, catalogChanged: true,
+	}
+}
+
+func (l *loop) run(admit context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	admitDone, workDone := admit.Done(), l.work.Done()
+	for {
+		select {
+		case <-l.s.o.Queue.Changed():
+		case <-l.s.mail.wake:
+		case <-l.s.o.Workers.Changed():
+			l.workersChanged = true
+			if young := time.Since(l.workersSeen); young < workersEvery {
+				timer.Reset(workersEvery - young)
+				continue
+			}
+		case <-l.s.o.Gate.Changed():
+			l.gateChanged = true
+		case <-l.s.o.Catalog.Changed():
+			l.catalogChanged = true
+		case <-timer.C:
+		case <-admitDone:
+			l.stopAdmitting()
+			admitDone = nil
+		case <-workDone:
+			l.stopAdmitting()
+			workDone = nil
+		}
+		next := l.pass()
+		if !l.admitting && len(l.runs) == 0 && !l.busyInstances() {
+			return nil
+		}
+		timer.Reset(next)
+	}
+}
+
+// stopAdmitting ends intake: nothing is started any more, what waits for the
+// loop is refused.
+func (l *loop) stopAdmitting() {
+	l.admitting = false
+	for _, in := range l.insts {
+		in.answerLoads(ErrStopping)
+		if in.stop != nil && !in.stop.begun {
+			in.stop.answer(ErrStopping)
+			in.stop = nil
+		}
+	}
+}
+
+// busyInstances reports whether a load or stop is still under way.
+func (l *loop) busyInstances() bool {
+	for _, in := range l.insts {
+		if in.loading || (in.stop != nil && in.stop.begun) {
+			return true
+		}
+	}
+	return false
+}
+
+// pass is one scheduling pass: messages, expiry, cancels, view, decision,
+// effects. It returns how long the loop may sleep at most.
+func (l *loop) pass() time.Duration {
+	begin := time.Now()
+	now := l.s.o.Now()
+	l.readMail()
+	l.refresh(now)
+	q := l.s.o.Queue
+	if d := q.NextDeadline(); !d.IsZero() && !d.After(now) && !l.expireNot.After(now) {
+		if err := q.Expire(l.work, now); err != nil && l.work.Err() == nil {
+			l.s.log.Error("cannot expire jobs", zap.Error(err))
+			l.expireNot = now.Add(time.Second)
+		}
+	}
+	for _, c := range q.Cancels() {
+		if r := l.runs[c.ID]; r != nil {
+			r.cancel(errUserCancelled)
+		}
+	}
+	var wake time.Time
+	if l.admitting {
+		view := l.view(now)
+		plan := (*l.s.policy.Load()).Decide(view)
+		l.apply(now, plan)
+		wake = plan.WakeAt
+	}
+	l.sampleRate(now)
+	l.passes++
+	l.took = time.Since(begin)
+	l.s.metrics.pass.Observe(l.took.Seconds())
+	l.s.lastRun.Store(now.UnixNano())
+	return l.sleep(now, wake)
+}
+
+func (l *loop) readMail() {
+	l.ended, l.calls = l.s.mail.take(l.ended, l.calls)
+	for i, r := range l.ended {
+		l.runEnded(r)
+		l.ended[i] = nil
+	}
+	for i, f := range l.calls {
+		f(l)
+		l.calls[i] = nil
+	}
+}
+
+// sleep says how long nothing needs to be done.
+func (l *loop) sleep(now, wake time.Time) time.Duration {
+	d := heartbeat
+	shorten := func(t time.Time) {
+		if !t.IsZero() {
+			d = min(d, max(t.Sub(now), 0))
+		}
+	}
+	shorten(wake)
+	if t := l.s.o.Queue.NextDeadline(); !t.IsZero() {
+		shorten(later(t, l.expireNot))
+	}
+	if l.active && !l.quietSince.IsZero() {
+		shorten(l.quietSince.Add(quietAfter))
+	}
+	if l.workersChanged {
+		d = min(d, workersEvery)
+	}
+	return d
+}
+
+// sampleRate asks for fast sampling while something loads, runs or is released.
+func (l *loop) sampleRate(now time.Time) {
+	if len(l.runs) > 0 || l.busyInstances() || l.settling() {
+		l.quietSince = time.Time{}
+		if !l.active {
+			l.active = true
+			l.s.o.Gate.SetActive(true)
+		}
+		return
+	}
+	if l.quietSince.IsZero() {
+		l.quietSince = now
+	}
+	if l.active && now.Sub(l.quietSince) >= quietAfter {
+		l.active = false
+		l.s.o.Gate.SetActive(false)
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,49 @@
+// Package policy holds the rules that decide what may start: permissive,
+// safety and queue. Each is a pure function from a sched.View to a sched.Plan,
+// with no clock, log or I/O, and safe from any goroutine. All share one walk
+// over the ready jobs (walk.go) and differ only in what happens to one that
+// does not fit; fit.go says what fitting means, evict.go who would make room.
+package policy
+
+import (
+	"time"
+
+	"github.com/cjmd/cjmd/internal/sched"
+)
+
+// DefaultQueueTimeout is how long the queue policy lets a job wait for memory.
+const DefaultQueueTimeout = 300 * time.Second
+
+// rule is what distinguishes the three policies.
+type rule struct {
+	name  string
+	check bool          // look at memory at all
+	wait  time.Duration // how long a job may wait for memory; 0: refuse at once
+}
+
+// Permissive starts whatever has a free slot, whatever the monitor says.
+func Permissive() sched.Policy { return rule{name: "permissive"} }
+
+// Safety checks declared needs against fresh facts, tries eviction, and
+// refuses at once what still does not fit.
+func Safety() sched.Policy { return rule{name: "safety", check: true} }
+
+// Queue checks as Safety does, but lets a job wait up to timeout
+// (DefaultQueueTimeout when 0) before it is refused.
+func Queue(timeout time.Duration) sched.Policy {
+	if timeout <= 0 {
+		timeout = DefaultQueueTimeout
+	}
+	return rule{name: "queue", check: true, wait: timeout}
+}
+
+// Name is what configuration and the API call the policy.
+func (r rule) Name() string { return r.name }
+
+// Decide walks the ready jobs of the view once, most urgent first.
+func (r rule) Decide(v sched.View) sched.Plan {
+	w := walk{rule: r, view: v, book: newBook(v)}
+	w.loads()
+	w.jobs()
+	return w.plan
+}

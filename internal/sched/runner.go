@@ -1,0 +1,140 @@
+package sched
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/cjmd/cjmd/internal/jobs"
+	"github.com/cjmd/cjmd/internal/plugins"
+	"github.com/cjmd/cjmd/internal/supervisor"
+	"go.uber.org/zap"
+)
+
+// run is one attempt of one job. The loop makes it and hands it to a runner
+// goroutine; what the runner writes before mailbox.end the loop reads after it.
+type run struct {
+	s        *Scheduler
+	in       *inst // the loop's; the runner does not touch it
+	id       jobs.ID
+	instance string
+	timeouts plugins.Timeouts
+	handle   Run
+	cancel   context.CancelCauseFunc
+	since    time.Time
+	down     <-chan struct{} // closed when the daemon ends its work
+	resident bool            // a worker was there when the run was admitted
+	phase    atomic.Pointer[jobs.Phase]
+
+	startErr *supervisor.StartError // the worker did not come up
+	reached  bool                   // the worker took the call
+	lost     bool                   // the worker ended under it
+}
+
+// tries bounds how often a run looks for a worker that is gone each time it
+// has become ready.
+const tries = 3
+
+// do sees the attempt through: worker, call, outcome. The slot is free as soon
+// as the worker has answered; the outcome is stored while the next job runs.
+func (r *run) do(ctx context.Context) {
+	end := r.attempt(ctx)
+	r.s.mail.end(r)
+	r.store(ctx, end)
+}
+
+func (r *run) attempt(ctx context.Context) ending {
+	job := r.handle.Job()
+	if job.Spec.MaxAttempts == 1 {
+		select { // at most once: nothing begins before the attempt is on disk
+		case <-r.handle.Started():
+		case <-ctx.Done():
+			return r.notStarted(ctx, ctx.Err())
+		}
+	}
+	resident := r.resident
+	for try := 1; ; try++ {
+		if !resident {
+			r.enter(ctx, jobs.Loading)
+			if err := r.s.o.Workers.EnsureReady(ctx, r.instance); err != nil {
+				return r.notStarted(ctx, err)
+			}
+			r.enter(ctx, jobs.Executing)
+		}
+		res, err := r.execute(ctx, &job)
+		if errors.Is(err, supervisor.ErrNotLoaded) {
+			if try < tries && ctx.Err() == nil {
+				resident = false
+				continue
+			}
+			return r.notStarted(ctx, err)
+		}
+		if errors.Is(err, supervisor.ErrNoSlot) {
+			return r.notStarted(ctx, err)
+		}
+		r.reached = true
+		return r.endOf(ctx, res, err)
+	}
+}
+
+// execute makes the call, bounded by the run timeout, which counts from here.
+func (r *run) execute(ctx context.Context, job *jobs.Job) (supervisor.Result, error) {
+	spec := &job.Spec
+	if d := firstSet(spec.RunTimeout, r.timeouts.Run); d > 0 {
+		timer := time.AfterFunc(d, func() { r.cancel(errRunTimeout) })
+		defer timer.Stop()
+	}
+	call := supervisor.Call{
+		ID: string(job.ID), Attempt: job.Attempt, Args: spec.Args, Kwargs: spec.Kwargs, Stream: spec.Stream,
+		CancelGrace:    firstSet(spec.CancelGrace, r.timeouts.CancelGrace),
+		InterruptGrace: firstSet(spec.InterruptGrace, r.timeouts.InterruptGrace),
+	}
+	if r.s.o.JobDir != nil {
+		call.Dir = r.s.o.JobDir(job.ID)
+	}
+	return r.s.o.Workers.Execute(ctx, r.instance, call, r.handle.Sink())
+}
+
+func (r *run) enter(ctx context.Context, phase jobs.Phase) {
+	r.phase.Store(&phase)
+	if err := r.handle.SetPhase(ctx, phase); err != nil && ctx.Err() == nil {
+		r.s.log.Warn("cannot note the phase of a job", zap.String("job", string(r.id)), zap.String("phase", string(phase)), zap.Error(err))
+	}
+}
+
+// store records how the attempt ended. A store that cannot be written (a full
+// disk) is tried again until the daemon shuts down: the work is done, and
+// nothing but its record is missing.
+func (r *run) store(ctx context.Context, end ending) {
+	keep := context.WithoutCancel(ctx)
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		var err error
+		if end.interrupted {
+			err = r.handle.Interrupt(keep)
+		} else {
+			_, err = r.handle.Finish(keep, end.outcome)
+		}
+		if err == nil || gone(err) {
+			return
+		}
+		log := r.s.log.With(zap.String("job", string(r.id)), zap.Error(err))
+		if !errors.Is(err, jobs.ErrStoreUnavailable) || end.interrupted {
+			log.Error("cannot store the end of a job")
+			return
+		}
+		log.Warn("cannot store the end of a job yet")
+		select {
+		case <-time.After(wait):
+		case <-r.down:
+			return
+		}
+	}
+}
+
+func firstSet(a, b time.Duration) time.Duration {
+	if a > 0 {
+		return a
+	}
+	return b
+}

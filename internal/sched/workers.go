@@ -1,0 +1,152 @@
+package sched
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/cjmd/cjmd/internal/jobs"
+	"github.com/cjmd/cjmd/internal/supervisor"
+	"go.uber.org/zap"
+)
+
+// RefusedError says that the policy refused a load.
+type RefusedError struct {
+	Instance string
+	Reason   *jobs.Error
+}
+
+func (e *RefusedError) Error() string {
+	return fmt.Sprintf("cannot load %q: %s", e.Instance, e.Reason.Message)
+}
+
+// loadRequest is somebody who waits for an instance to be loaded.
+type loadRequest struct{ reply chan error } // capacity 1
+
+// stopping is the stop of one worker: asked for, waiting for the calls in
+// flight, then begun.
+type stopping struct {
+	cause   string
+	force   bool
+	begun   bool
+	asker   string // the instance that needs the memory; "" when somebody asked
+	waiters []chan error
+}
+
+func (s *stopping) answer(err error) {
+	for _, w := range s.waiters {
+		w <- err
+	}
+	s.waiters = nil
+}
+
+func (in *inst) answerLoads(err error) {
+	for _, r := range in.loads {
+		r.reply <- err
+	}
+	in.loads = nil
+}
+
+// forgetLoad drops a request whose caller went away.
+func (in *inst) forgetLoad(req *loadRequest) {
+	in.loads = slices.DeleteFunc(in.loads, func(r *loadRequest) bool { return r == req })
+}
+
+// forgetStop drops a caller that went away, and a stop that has not begun with
+// the last of them.
+func (in *inst) forgetStop(reply chan error) {
+	if in.stop == nil {
+		return
+	}
+	in.stop.waiters = slices.DeleteFunc(in.stop.waiters, func(w chan error) bool { return w == reply })
+	if len(in.stop.waiters) == 0 && !in.stop.begun && in.stop.asker == "" {
+		in.stop = nil
+	}
+}
+
+// startLoad brings a worker up for those who asked for it by name.
+func (l *loop) startLoad(in *inst) {
+	if in.loading {
+		return
+	}
+	in.loading = true
+	l.wg.Go(func() {
+		err := l.s.o.Workers.EnsureReady(l.work, in.name)
+		l.s.mail.call(func(l *loop) { l.loadEnded(in, err) })
+	})
+}
+
+// loadEnded takes the result of startLoad; the loop is there as long as a load is.
+func (l *loop) loadEnded(in *inst, err error) {
+	now := l.s.o.Now()
+	in.loading = false
+	var start *supervisor.StartError
+	switch {
+	case err == nil:
+		in.startSucceeded()
+		if in.running == 0 {
+			in.idleSince = now
+		}
+	case errors.As(err, &start):
+		l.startFailed(now, in, start)
+	}
+	l.look(now, in)
+	in.answerLoads(err)
+}
+
+// requestStop notes that somebody wants the worker gone.
+func (l *loop) requestStop(in *inst, cause string, force bool, reply chan error) {
+	if in.stop == nil {
+		in.stop = &stopping{cause: cause}
+	}
+	in.stop.force = in.stop.force || force
+	in.stop.waiters = append(in.stop.waiters, reply)
+	l.stopWhenIdle(in)
+}
+
+// evict stops an idle worker for the sake of another instance.
+func (l *loop) evict(e Eviction) {
+	in, asker := l.inst(e.Instance), l.inst(e.Asker)
+	if in.stop != nil || in.running > 0 || !in.live {
+		return // overtaken; the next pass sees it as it is
+	}
+	l.s.metrics.evicted.Inc()
+	l.s.log.Info("stopping an idle worker to make room", zap.String("instance", e.Instance), zap.String("asker", e.Asker))
+	in.stop = &stopping{cause: "evicted for " + e.Asker, asker: e.Asker}
+	asker.victims = append(asker.victims, victim{name: e.Instance})
+	l.stopWhenIdle(in)
+}
+
+// stopWhenIdle begins the stop that was asked for, once nothing runs or at once
+// when it is forced.
+func (l *loop) stopWhenIdle(in *inst) {
+	s := in.stop
+	if s == nil || s.begun || (in.running > 0 && !s.force) {
+		return
+	}
+	s.begun = true
+	l.wg.Go(func() {
+		err := l.s.o.Workers.Stop(l.work, in.name, s.cause)
+		l.s.mail.call(func(l *loop) { l.stopEnded(in, s, err) })
+	})
+}
+
+func (l *loop) stopEnded(in *inst, s *stopping, err error) {
+	now := l.s.o.Now()
+	in.stop = nil
+	l.look(now, in)
+	s.answer(err)
+	if s.asker == "" {
+		return
+	}
+	asker := l.inst(s.asker)
+	if err != nil && !errors.Is(err, context.Canceled) {
+		l.s.log.Warn("cannot stop a worker that was to make room", zap.String("instance", in.name), zap.Error(err))
+	}
+	for i := range asker.victims {
+		if v := &asker.victims[i]; v.name == in.name && v.stopped.IsZero() {
+			v.stopped = now
+		}
+	}
+}
