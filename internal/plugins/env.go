@@ -50,14 +50,6 @@ var templates = []string{
 
 var templatePattern = regexp.MustCompile(`\$\{([^${}]*)\}`)
 
-func templateNames(text string) []string {
-	var out []string
-	for _, m := range templatePattern.FindAllStringSubmatch(text, -1) {
-		out = append(out, m[1])
-	}
-	return out
-}
-
 // BuildEnv makes a worker's complete environment from the daemon's: the
 // allowed part of it < the manifest's env_vars (templates expanded) < the
 // directory names of every generation of the Python system. Sorted, so that

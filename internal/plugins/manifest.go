@@ -288,10 +288,15 @@ func (f *fields) envName(key, name string) bool {
 	return ok
 }
 
+// templates refuses every ${ that begins no known template.
 func (f *fields) templates(key, text string) {
-	for _, name := range templateNames(text) {
-		if !slices.Contains(templates, name) {
-			f.fail(key, "uses ${%s}; known are ${%s}", name, strings.Join(templates, "}, ${"))
+	rest := templatePattern.ReplaceAllStringFunc(text, func(t string) string {
+		if slices.Contains(templates, t[2:len(t)-1]) {
+			return ""
 		}
+		return t
+	})
+	if i := strings.Index(rest, "${"); i >= 0 {
+		f.fail(key, "uses %q; known are ${%s}", rest[i:], strings.Join(templates, "}, ${"))
 	}
 }

@@ -16,7 +16,7 @@ func Nearest(name string, known []string) string {
 		if d > 1 && len(folded) >= 4 && (strings.HasSuffix(f, folded) || strings.HasPrefix(f, folded)) {
 			d = 1
 		}
-		if d < bestDist {
+		if d < bestDist && d < len(folded) { // something must be in common
 			best, bestDist = k, d
 		}
 	}

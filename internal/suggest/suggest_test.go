@@ -13,6 +13,7 @@ func TestNearest(t *testing.T) {
 		"attempts":    "max_attempts",
 		"zzz":         "",
 		"":            "",
+		"x":           "",
 	} {
 		if got := Nearest(in, known); got != want {
 			t.Errorf("Nearest(%q) = %q, want %q", in, got, want)
