@@ -53,7 +53,7 @@ func (e *WorkerLostError) Error() string {
 // StartError says at which step a start failed; Stderr holds the last lines.
 type StartError struct {
 	Instance string
-	Step     string // "sandbox", "spawn", "hello", "load", "timeout", "stall", "isolation", "backoff", "gave_up"
+	Step     string // "spec" (the catalog refused), "sandbox", "spawn", "hello", "load", "timeout", "stall", "stopped", "isolation", "backoff", "gave_up"
 	Exit     *Exit
 	Call     *CallError // what the worker itself said, when it did
 	Stderr   []string

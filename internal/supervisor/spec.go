@@ -25,7 +25,7 @@ type Spec struct {
 	Concurrency  int           // execute slots, ≥ 1
 	StartCap     time.Duration // absolute limit of a start, 0: 30 min
 	StallTimeout time.Duration // start without any progress, log line or growth, 0: 60 s
-	StopGrace    time.Duration // after SIGTERM, 0: 5 s
+	StopGrace    time.Duration // from the shutdown message to the kill, 0: 5 s; SIGTERM comes at half of it
 	Isolation    IsolationWish
 	Limits       ResourceLimits
 	LogDir       string // the instance's log directory
@@ -121,15 +121,17 @@ const (
 // subset it needs):
 //
 //	Run(ctx) error                                  blocks; returns when every worker is gone
-//	EnsureReady(ctx, instance) error                starts and waits; *StartError
+//	EnsureReady(ctx, instance) error                starts and waits; *StartError. A worker that
+//	        crashed is started again by the next EnsureReady, never by itself
 //	Execute(ctx, instance, Call, Sink) (Result, error)
 //	        needs a ready worker (ErrNotLoaded otherwise); cancelling ctx runs the cancel
 //	        phases (cooperative → interrupt → kill) and returns when the work has really
-//	        stopped; errors: *CallError, *WorkerLostError, ErrNotLoaded
+//	        stopped; errors: *CallError (Cancelled when it had to be killed),
+//	        *WorkerLostError, ErrNotLoaded, ErrNoSlot
 //	Stop(ctx, instance, cause) error                polite, then force; nil when stopped and empty
 //	Kill(ctx, instance, cause) error                at once
 //	Reset(instance)                                 clears backoff and failed (load, reload, config change)
 //	Configure(ctx, instance, old, new) (Applied, error)
 //	Request(ctx, instance, method, params) (json.RawMessage, error)   ErrNotLoaded, ErrNotSupported
 //	Status(instance) (Status, bool)   List() []Status   Changed() <-chan struct{}
-//	Logs(instance) LogSource                        tail and follow of stdout/stderr
+//	Logs(instance) (LogSource, bool)                tail and follow of stdout, stderr and log records

@@ -180,7 +180,8 @@ func (s *Supervisor) logLocked(instance string) *WorkerLog {
 	l := s.logs[instance]
 	if l == nil {
 		dir := filepath.Join(s.o.LogRoot, strings.ReplaceAll(instance, string(filepath.Separator), "%2F"))
-		l = openWorkerLog(dir, s.o.LogLimits, s.quota, s.o.Log.With(zap.String("instance", instance)))
+		l = openWorkerLog(dir, s.o.LogLimits, s.quota, s.o.Log.With(zap.String("instance", instance)),
+			func(n int) { s.metrics.dropped.Add(float64(n)) })
 		s.logs[instance] = l
 	}
 	return l

@@ -41,5 +41,5 @@ func (s *Supervisor) tier(ctx context.Context, wish IsolationWish) (isolation.Ti
 			return t, nil
 		}
 	}
-	return nil, fmt.Errorf("tier %q is not available in this daemon", wish.Tier)
+	return nil, fmt.Errorf("tier %s is not available in this daemon", name)
 }

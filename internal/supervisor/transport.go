@@ -48,7 +48,9 @@ type Conn interface {
 	Request(ctx context.Context, method string, params json.RawMessage) (json.RawMessage, error)
 	// Shutdown asks the worker to end by itself; it does not wait for that.
 	Shutdown(ctx context.Context) error
-	// Done is closed when the connection has ended; Err then says why.
+	// Done is closed when the connection has ended; Err then says why. An error that
+	// has a method PeerAtFault() bool answering true means that the worker broke the
+	// protocol: it is killed for that, and not first given time to end by itself.
 	Done() <-chan struct{}
 	Err() error
 	Close() error
@@ -118,8 +120,10 @@ type Result struct {
 	Cancelled bool
 }
 
-// Sink receives what a call produces while it runs. Methods are called in
-// order from the connection's goroutine; a Sink that blocks slows its worker.
+// Sink receives what a call produces while it runs. Chunk, Progress and Log are
+// called in order from the connection's goroutine; a Sink that blocks slows its
+// worker. CancelPhase may come at the same time from another goroutine: a sink
+// that blocks in Chunk must not hold up a kill.
 type Sink interface {
 	Chunk(n uint64, payload []byte) // payload is valid only during the call
 	Progress(fraction float64, message string)

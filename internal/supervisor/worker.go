@@ -38,6 +38,8 @@ type worker struct {
 	quit      chan struct{} // closed with closing
 	startGen  int
 	proc      *process
+	plugin    string // of the newest process, likewise slots
+	slots     int
 	starting  context.CancelFunc // of a spawn in progress
 	ending    *ending            // set once proc is being ended
 	stopAsked *ending            // a stop that came while spawning
@@ -223,7 +225,7 @@ func (w *worker) announce(exit *Exit) {
 // publish replaces the copy that readers see.
 func (w *worker) publish() {
 	st := &Status{
-		Instance: w.name, State: w.st, Since: w.since, Cause: w.cause, Generation: w.startGen,
+		Instance: w.name, Plugin: w.plugin, Concurrency: w.slots, State: w.st, Since: w.since, Cause: w.cause, Generation: w.startGen,
 		Restarts: len(w.failures), CallsTotal: w.total, LastExit: w.lastExit,
 	}
 	if len(w.calls) > 0 {
@@ -236,7 +238,7 @@ func (w *worker) publish() {
 		st.RetryAt = w.retryAt
 	}
 	if p := w.proc; p != nil {
-		st.Plugin, st.Concurrency, st.StartedAt, st.PID = p.spec.Plugin, p.spec.Concurrency, p.started, p.sb.PID()
+		st.StartedAt, st.PID = p.started, p.sb.PID()
 		st.Ready, st.ReadyAt, st.LoadMillis, st.Usage = w.ready, w.readyAt, w.loadTime.Milliseconds(), w.usage
 		st.Progress, st.ProgressMessage = w.progress.Fraction, w.progress.Message
 		for _, f := range p.facts {
@@ -335,6 +337,7 @@ func (w *worker) spawned(p *process, serr *StartError) {
 	}
 	w.s.metrics.starts.Inc()
 	w.proc, w.ending = p, nil
+	w.plugin, w.slots = p.spec.Plugin, p.spec.Concurrency
 	w.to(Initializing, "process started")
 	w.ticker.Reset(w.s.o.SampleEvery)
 	w.watch(p)
@@ -432,13 +435,20 @@ func (w *worker) watch(p *process) {
 		defer p.waits.Done()
 		<-p.conn.Done()
 		// A process that ended closes its socket first: what it died of is the
-		// better cause.
-		if !p.waitExit(200 * time.Millisecond) {
+		// better cause, unless it was its own words that made us hang up.
+		if atFault(p.conn.Err()) || !p.waitExit(200*time.Millisecond) {
 			w.post(func() {
-				w.endOf(p, ending{cause: fmt.Sprintf("connection lost: %v", p.conn.Err()), step: "hello", byUs: true, failure: true})
+				w.endOf(p, ending{cause: p.conn.Err().Error(), step: "hello", byUs: true, failure: true})
 			})
 		}
 	}()
+}
+
+// atFault reports whether the transport ended the connection because of what
+// the worker said. A transport marks such errors by a method.
+func atFault(err error) bool {
+	var e interface{ PeerAtFault() bool }
+	return errors.As(err, &e) && e.PeerAtFault()
 }
 
 // exited follows an end that nobody here asked for.
@@ -447,7 +457,11 @@ func (w *worker) exited(p *process) {
 	if p.status.Signal != 0 {
 		cause = "killed by " + signalName(p.status.Signal)
 	}
-	w.endOf(p, ending{cause: cause, step: "hello", failure: true})
+	e := ending{cause: cause, step: "hello", failure: true}
+	if err := p.conn.Err(); atFault(err) { // it ended because we had hung up
+		e.cause, e.byUs = err.Error(), true
+	}
+	w.endOf(p, e)
 }
 
 // becameReady ends the load.

@@ -55,6 +55,7 @@ type LogLimits struct {
 type WorkerLog struct {
 	file *logFile
 	log  *zap.Logger
+	lost func(lines int) // counts what never reached the disk
 
 	mu      sync.Mutex
 	ring    []LogLine     // guarded by mu; oldest first
@@ -72,9 +73,9 @@ type WorkerLog struct {
 
 // openWorkerLog starts the file writer; close ends it. The ring begins with
 // what an earlier daemon wrote.
-func openWorkerLog(dir string, limits LogLimits, quota *logQuota, log *zap.Logger) *WorkerLog {
+func openWorkerLog(dir string, limits LogLimits, quota *logQuota, log *zap.Logger, lost func(lines int)) *WorkerLog {
 	w := &WorkerLog{
-		file: newLogFile(dir, limits, quota), log: log,
+		file: newLogFile(dir, limits, quota), log: log, lost: lost,
 		fresh: make(chan struct{}), work: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	for _, line := range w.file.tail(ringLines, ringBytes) {
@@ -226,6 +227,10 @@ func (w *WorkerLog) writeFile() {
 			batch = appendLine(batch, LogLine{At: time.Now(), Stream: "cjmd", Text: fmt.Sprintf("%d lines dropped: the disk was too slow", dropped)})
 		}
 		err := w.file.write(batch)
+		if err != nil {
+			dropped += uint64(bytes.Count(batch, []byte{'\n'})) // at most: its beginning may be there
+		}
+		w.lost(int(dropped))
 		w.tellLoss(err, dropped)
 		spare = batch
 		if closed {

@@ -203,7 +203,7 @@ func (l *leaf) Report() []isolation.Fact {
 		{Mechanism: "tree_kill", Requested: true, InForce: true, VerifiedBy: "host probe", Detail: "cgroup.kill of " + l.dir},
 		{Mechanism: "daemon_death", Requested: true, InForce: true, VerifiedBy: "guardian started", Detail: "guardian fires cgroup.kill"},
 	}
-	return append(facts, sessionFact(l.PID()))
+	return append(facts, l.leader.session())
 }
 
 func (l *leaf) Close() error {

@@ -16,18 +16,38 @@ import (
 // leader is the process a sandbox was started with, when it is our own child.
 type leader struct {
 	mu  sync.Mutex
-	cmd *exec.Cmd // guarded by mu; nil before Start
-	id  proc.ID   // guarded by mu
+	cmd *exec.Cmd      // guarded by mu; nil before Start
+	id  proc.ID        // guarded by mu
+	own isolation.Fact // guarded by mu; that it leads a session of its own
 }
 
 func (l *leader) set(cmd *exec.Cmd) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.cmd = cmd
-	l.id = proc.ID{PID: cmd.Process.Pid}
-	if s, err := proc.Read(cmd.Process.Pid); err == nil {
-		l.id = s.ID()
+	l.mu.Unlock()
+	id := proc.ID{PID: cmd.Process.Pid}
+	if s, err := proc.Read(id.PID); err == nil {
+		id = s.ID()
 	}
+	l.begin(id)
+}
+
+// begin notes which process it is, and reads back that it has its own session.
+func (l *leader) begin(id proc.ID) {
+	sid, err := unix.Getsid(id.PID)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.id = id
+	l.own = isolation.Fact{Mechanism: "session", Requested: true, InForce: err == nil && id.PID != 0 && sid == id.PID, VerifiedBy: "getsid"}
+	if !l.own.InForce {
+		l.own.Detail = fmt.Sprintf("session %d: %v", sid, err)
+	}
+}
+
+func (l *leader) session() isolation.Fact {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.own
 }
 
 // PID of the leader, 0 before Start.
@@ -78,19 +98,4 @@ func (l *leader) release() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.cmd = nil
-}
-
-// sessionFact reads back that the leader leads a session of its own.
-func sessionFact(pid int) isolation.Fact {
-	f := isolation.Fact{Mechanism: "session", Requested: true, VerifiedBy: "getsid"}
-	if pid == 0 {
-		f.Detail = "not started"
-		return f
-	}
-	sid, err := unix.Getsid(pid)
-	f.InForce = err == nil && sid == pid
-	if !f.InForce {
-		f.Detail = fmt.Sprintf("session %d: %v", sid, err)
-	}
-	return f
 }

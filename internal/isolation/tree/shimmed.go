@@ -154,9 +154,7 @@ func (s *shimmed) adopt(pid int) error {
 			}
 		}
 	}
-	s.leader.mu.Lock()
-	defer s.leader.mu.Unlock()
-	s.leader.id = st.ID() // zero when it has ended already: Wait tells how
+	s.leader.begin(st.ID()) // zero when it has ended already: Wait tells how
 	return nil
 }
 
@@ -278,7 +276,7 @@ func (s *shimmed) Report() []isolation.Fact {
 		kill.Detail = "kill loop below a subreaper" + s.h.rejections()
 		death.Detail = "the subreaper runs the kill loop at end of file"
 	}
-	return append(facts, kill, death, sessionFact(s.PID()))
+	return append(facts, kill, death, s.leader.session())
 }
 
 func (s *shimmed) Close() error {

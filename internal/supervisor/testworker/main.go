@@ -63,7 +63,7 @@ func main() {
 	switch {
 	case *sleeper:
 		signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-		select {}
+		forever()
 	case *spawn:
 		start(&syscall.SysProcAttr{Setsid: true}, "-sleeper")
 		return
@@ -116,7 +116,14 @@ func explode(budget int) {
 			break
 		}
 	}
-	select {}
+	forever()
+}
+
+// forever blocks without the runtime calling it a deadlock.
+func forever() {
+	for {
+		time.Sleep(time.Hour)
+	}
 }
 
 type header struct {
@@ -258,7 +265,7 @@ func (w *worker) harm(what string, n int) {
 		os.Exit(n)
 	case "signal":
 		_ = syscall.Kill(os.Getpid(), syscall.Signal(n))
-		select {}
+		forever()
 	case "half-frame":
 		w.write.Lock()
 		_, _ = w.conn.Write([]byte{0, 0, 0, 50, 0, 0, 0, 0, '{', '"'})
@@ -266,7 +273,7 @@ func (w *worker) harm(what string, n int) {
 	case "garbage":
 		w.write.Lock()
 		_, _ = w.conn.Write([]byte(strings.Repeat("this is no frame ", 64)))
-		select {}
+		forever()
 	case "flood": // MiB on standard output
 		line := []byte(strings.Repeat("0123456789abcdef", 8)[:127] + "\n")
 		block := make([]byte, 0, 1<<20)

@@ -39,6 +39,11 @@ func (e *ProtocolError) Error() string {
 	return fmt.Sprintf("protocol error (%s): %s", e.Rule, e.Detail)
 }
 
+// PeerAtFault reports whether the peer spoke wrongly, in contrast to having gone
+// away in the middle of a frame. The supervisor asks for it to tell a worker that
+// it has to kill from one that died.
+func (e *ProtocolError) PeerAtFault() bool { return e.Rule != Truncated }
+
 // Broken builds a ProtocolError.
 func Broken(rule Rule, format string, args ...any) *ProtocolError {
 	return &ProtocolError{Rule: rule, Detail: fmt.Sprintf(format, args...)}
