@@ -54,8 +54,15 @@ func gone(err error) bool {
 	return errors.As(err, &conflict) || errors.Is(err, jobs.ErrNotFound)
 }
 
+// admitPause is how long nothing is admitted after the queue could not record
+// a start: a full disk does not get better by asking at once.
+const admitPause = time.Second
+
 // start sets the claims aside and starts what they are for.
 func (l *loop) start(now time.Time, s *Start) {
+	if l.admitNot.After(now) {
+		return
+	}
 	in := l.inst(s.Instance)
 	resident := in.live
 	if !resident {
@@ -70,6 +77,7 @@ func (l *loop) start(now time.Time, s *Start) {
 	if err := l.startJob(in, s.Job, resident); err != nil {
 		if !gone(err) && l.work.Err() == nil {
 			l.s.log.Error("cannot admit job", zap.String("job", string(s.Job)), zap.Error(err))
+			l.admitNot = now.Add(admitPause)
 		}
 		if !resident && in.running == 0 && !in.loading {
 			l.gone(in)
@@ -78,14 +86,18 @@ func (l *loop) start(now time.Time, s *Start) {
 }
 
 func (l *loop) startJob(in *inst, id jobs.ID, resident bool) error {
-	handle, err := l.s.o.Queue.Admit(l.work, id, in.name)
+	worker := "" // named only when it is there: the job then executes from its start on
+	if resident {
+		worker = in.name
+	}
+	handle, err := l.s.o.Queue.Admit(l.work, id, worker)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancelCause(l.work)
 	r := &run{
 		s: l.s, in: in, id: id, instance: in.name, timeouts: in.timeouts,
-		handle: handle, cancel: cancel, down: l.work.Done(), resident: resident, since: l.s.o.Now(),
+		handle: handle, cancel: cancel, work: l.work, resident: resident, since: l.s.o.Now(),
 	}
 	in.running++
 	in.idleSince = time.Time{}

@@ -197,12 +197,19 @@ func (r *fakeRun) SetPhase(_ context.Context, p jobs.Phase) error {
 
 func (r *fakeRun) Sink() supervisor.Sink { return fakeSink{} }
 
-func (r *fakeRun) Finish(_ context.Context, out jobs.Outcome) (jobs.Job, error) {
+func (r *fakeRun) Finish(ctx context.Context, out jobs.Outcome) (jobs.Job, error) {
 	defer r.q.ring()
 	r.q.mu.Lock()
 	defer r.q.mu.Unlock()
-	if r.q.broken != nil {
-		return jobs.Job{}, r.q.broken
+	for r.q.broken != nil { // as the real one: hold the outcome and try again
+		r.q.mu.Unlock()
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			r.q.mu.Lock()
+			return jobs.Job{}, ctx.Err()
+		}
+		r.q.mu.Lock()
 	}
 	j := r.q.jobs[r.job.ID]
 	j.Status, j.Phase, j.Error = out.Status, "", out.Error

@@ -12,7 +12,8 @@ import (
 )
 
 // Queue is what the loop needs of jobs.Queue (see JobQueue). Groups, Cancels
-// and NextDeadline read memory only; Admit must not wait for a disk.
+// and NextDeadline read memory only. Admit names the worker when it is loaded
+// already: the job is then executing from the start.
 type Queue interface {
 	Changed() <-chan struct{}
 	Groups(limit int) []jobs.Group
@@ -25,7 +26,9 @@ type Queue interface {
 	Get(ctx context.Context, id jobs.ID) (jobs.Job, error)
 }
 
-// Run is the handle on one attempt of one job.
+// Run is the handle on one attempt of one job. Finish and Interrupt return once
+// the end is durable; while the store cannot be written they go on trying until
+// ctx ends.
 type Run interface {
 	Job() jobs.Job
 	Started() <-chan struct{} // closed when the start is durable

@@ -40,6 +40,8 @@ type loop struct {
 	took   time.Duration
 	// expireNot delays the next Expire after one that failed.
 	expireNot time.Time
+	// admitNot keeps the loop from admitting after an Admit that failed.
+	admitNot time.Time
 
 	// Reused from pass to pass.
 	groups []GroupView
@@ -142,7 +144,7 @@ func (l *loop) pass() time.Duration {
 		}
 	}
 	var wake time.Time
-	if l.admitting {
+	if l.admitting && !l.admitNot.After(now) {
 		view := l.view(now)
 		plan := (*l.s.policy.Load()).Decide(view)
 		l.apply(now, plan)
@@ -182,6 +184,9 @@ func (l *loop) sleep(now, wake time.Time) time.Duration {
 	}
 	if l.active && !l.quietSince.IsZero() {
 		shorten(l.quietSince.Add(quietAfter))
+	}
+	if l.admitNot.After(now) {
+		shorten(l.admitNot)
 	}
 	if l.workersChanged {
 		d = min(d, workersEvery)

@@ -9,13 +9,12 @@ import (
 	"github.com/cjmd/cjmd/internal/supervisor"
 )
 
-// Steps of a failed start that are not the plugin's doing.
+// Steps of a failed start that are not this plugin's or this start's doing.
 const (
 	stepBackoff = "backoff" // the supervisor will not try before RetryAt
 	stepGaveUp  = "gave_up" // nor at all, until somebody looks
 	stepStopped = "stopped" // it was told to stop
 	stepSandbox = "sandbox"
-	stepSpawn   = "spawn"
 )
 
 // ending is what a runner has to record.
@@ -85,7 +84,7 @@ func (r *run) notStarted(ctx context.Context, err error) ending {
 	r.startErr = start
 	e := startError(start)
 	switch {
-	case start.Call == nil && unspent(start):
+	case unspent(start):
 		return ending{outcome: jobs.Outcome{Status: jobs.Pending, Unspent: true, Error: e}}
 	case e.Retriable:
 		return retry(e)
@@ -110,6 +109,8 @@ func unspent(e *supervisor.StartError) bool {
 func startError(s *supervisor.StartError) *jobs.Error {
 	e := &jobs.Error{Category: jobs.Fatal, Message: s.Error(), StderrTail: s.Stderr}
 	switch {
+	case unspent(s): // with it comes what went wrong before, which is not this start
+		e.Category, e.Retriable = jobs.Transient, true
 	case s.Call != nil:
 		e.Category, e.Retriable = category(s.Call.Category, jobs.Fatal), s.Call.Retriable
 		e.Type, e.Traceback, e.Fields, e.RetryAfter = s.Call.Type, s.Call.Traceback, s.Call.Fields, s.Call.RetryAfter
@@ -119,8 +120,6 @@ func startError(s *supervisor.StartError) *jobs.Error {
 		e.Category, e.Retriable = jobs.Timeout, true
 	case s.Exit != nil && s.Exit.Kind == supervisor.ExitSignal:
 		e.Category, e.Retriable = jobs.WorkerLost, true
-	case unspent(s):
-		e.Category, e.Retriable = jobs.Transient, true
 	}
 	return e
 }

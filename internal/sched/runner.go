@@ -23,7 +23,7 @@ type run struct {
 	handle   Run
 	cancel   context.CancelCauseFunc
 	since    time.Time
-	down     <-chan struct{} // closed when the daemon ends its work
+	work     context.Context // the loop's: ends when the daemon shuts down
 	resident bool            // a worker was there when the run was admitted
 	phase    atomic.Pointer[jobs.Phase]
 
@@ -103,32 +103,25 @@ func (r *run) enter(ctx context.Context, phase jobs.Phase) {
 	}
 }
 
-// store records how the attempt ended. A store that cannot be written (a full
-// disk) is tried again until the daemon shuts down: the work is done, and
-// nothing but its record is missing.
+// storeGrace is how long the end of an attempt may take to reach the disk once
+// the daemon shuts down. What does not make it is run again after the restart.
+const storeGrace = 5 * time.Second
+
+// store records how the attempt ended. Nobody's cancel reaches it: the work is
+// done and nothing but its record is missing.
 func (r *run) store(ctx context.Context, end ending) {
-	keep := context.WithoutCancel(ctx)
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		var err error
-		if end.interrupted {
-			err = r.handle.Interrupt(keep)
-		} else {
-			_, err = r.handle.Finish(keep, end.outcome)
-		}
-		if err == nil || gone(err) {
-			return
-		}
-		log := r.s.log.With(zap.String("job", string(r.id)), zap.Error(err))
-		if !errors.Is(err, jobs.ErrStoreUnavailable) || end.interrupted {
-			log.Error("cannot store the end of a job")
-			return
-		}
-		log.Warn("cannot store the end of a job yet")
-		select {
-		case <-time.After(wait):
-		case <-r.down:
-			return
-		}
+	keep, giveUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer giveUp()
+	attached := context.AfterFunc(r.work, func() { time.AfterFunc(storeGrace, giveUp) })
+	defer attached()
+	var err error
+	if end.interrupted {
+		err = r.handle.Interrupt(keep)
+	} else {
+		_, err = r.handle.Finish(keep, end.outcome)
+	}
+	if err != nil && !gone(err) {
+		r.s.log.Error("cannot store the end of a job", zap.String("job", string(r.id)), zap.Error(err))
 	}
 }
 
