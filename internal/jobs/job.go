@@ -6,6 +6,8 @@
 package jobs
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"time"
 
@@ -14,6 +16,29 @@ import (
 
 // ID names a job: chosen by the client (PUT) or a ULID.
 type ID string
+
+// Check reports whether id may name a job: 1 to 128 of [A-Za-z0-9._:-], not
+// beginning with a dot.
+func (id ID) Check() error {
+	if len(id) == 0 || len(id) > 128 || id[0] == '.' {
+		return &InvalidError{Field: "id", Message: "must be 1 to 128 characters and not begin with a dot"}
+	}
+	for _, c := range []byte(id) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '.', c == '_', c == ':', c == '-':
+		default:
+			return &InvalidError{Field: "id", Message: "may contain only letters, digits and . _ : -"}
+		}
+	}
+	return nil
+}
+
+// FileName is what the files and directories of a job are called: safe on every
+// file system, whatever the client chose as id.
+func (id ID) FileName() string {
+	sum := sha256.Sum256([]byte(id))
+	return hex.EncodeToString(sum[:16])
+}
 
 // Status is the coarse state; the last three are final.
 type Status string

@@ -172,6 +172,14 @@ func (e *RevisionError) Error() string {
 	return fmt.Sprintf("job is at revision %d, not %d", e.Have, e.Want)
 }
 
+// InvalidError says which field of a request cannot be accepted, and why.
+type InvalidError struct {
+	Field   string // JSON Pointer without the leading slash: "args", "depends_on/0"
+	Message string
+}
+
+func (e *InvalidError) Error() string { return fmt.Sprintf("%s: %s", e.Field, e.Message) }
+
 // LimitError says that a quota or a bound of the queue is reached.
 type LimitError struct {
 	What       string

@@ -1,0 +1,197 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+	"unique"
+
+	"github.com/cjmd/cjmd/internal/events"
+)
+
+// pruneBatch bounds one transaction of retention.
+const pruneBatch = 1000
+
+// Recover builds the index from the store. Jobs that were running when the last
+// process ended go back to pending while attempts remain, end cancelled when
+// that had been asked for, else failed with category interrupted. Called once,
+// before anything else.
+func (q *Queue) Recover(ctx context.Context) (Recovered, error) {
+	var rec Recovered
+	if err := q.loadControls(ctx); err != nil {
+		return rec, err
+	}
+	totals, err := q.store.Totals(ctx)
+	if err != nil {
+		return rec, err
+	}
+	var waitDeps []ActiveJob
+	var running []ActiveJob
+	q.mu.Lock()
+	q.totals = Totals{Completed: totals.Completed, Failed: totals.Failed, Cancelled: totals.Cancelled}
+	q.mu.Unlock()
+	err = q.store.Active(ctx, func(a ActiveJob) error {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		e := q.activeEntryLocked(a)
+		if a.Status == Running {
+			running = append(running, a)
+		}
+		if len(a.DependsOn) > 0 && a.Attempt == 0 {
+			waitDeps = append(waitDeps, a)
+		}
+		q.addLocked(e)
+		return nil
+	})
+	if err != nil {
+		return rec, err
+	}
+	if err := q.recoverDeps(ctx, waitDeps); err != nil {
+		return rec, err
+	}
+	if rec, err = q.recoverRunning(ctx, running); err != nil {
+		return rec, err
+	}
+	q.mu.Lock()
+	rec.Pending = int(q.totals.Pending)
+	q.mu.Unlock()
+	return rec, q.removeLeftovers(ctx)
+}
+
+func (q *Queue) activeEntryLocked(a ActiveJob) *entry {
+	e := &entry{id: a.ID, seq: a.Seq, group: q.groupLocked(a.Instance), submitter: unique.Make(a.Submitter),
+		created: a.CreatedAt.UnixNano(), priority: a.Priority, revision: a.Revision, attempt: int32(a.Attempt),
+		maxAttempts: int32(a.MaxAttempts), status: a.Status, held: a.Held}
+	if !a.NotBefore.IsZero() {
+		e.notBefore = a.NotBefore.UnixNano()
+	}
+	if a.QueueTimeout > 0 {
+		e.queueDeadline = a.CreatedAt.Add(a.QueueTimeout).UnixNano()
+	}
+	return e
+}
+
+// recoverRunning settles the attempts that the last process left behind.
+func (q *Queue) recoverRunning(ctx context.Context, running []ActiveJob) (rec Recovered, err error) {
+	var tickets []*Ticket
+	now := q.now().UTC()
+	for _, a := range running {
+		q.mu.Lock()
+		e := q.jobs[a.ID]
+		cause := &Error{Category: Interrupted, Message: "interrupted: the daemon ended while the job ran", Retriable: a.Attempt < a.MaxAttempts}
+		ch := &Change{ID: a.ID, From: Running, Action: "recover"}
+		var kind events.Kind
+		data := eventData{"attempt": a.Attempt}
+		switch {
+		case !a.CancelRequestedAt.IsZero():
+			ch.To, ch.FinishedAt, kind = Cancelled, now, events.JobCancelled
+			data["reason"] = a.CancelReason
+		case a.Attempt < a.MaxAttempts:
+			ch.To, ch.LastError, kind = Pending, cause, events.JobRequeued
+			data["error"] = publicError(cause)
+			rec.Requeued++
+		default:
+			ch.To, ch.FinishedAt, ch.Error, kind = Failed, now, cause, events.JobFailed
+			data["error"] = publicError(cause)
+			rec.Failed++
+		}
+		ch.Events = []events.Draft{jobEvent(kind, a.ID, a.Instance, now, data)}
+		tickets = append(tickets, q.store.Write(Write{Change: ch, Applied: func(w Written) { q.recovered(e, ch.To, w) }}))
+		q.mu.Unlock()
+	}
+	var errs []error
+	for _, t := range tickets {
+		if _, err := t.Wait(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("cannot recover a job: %w", err))
+		}
+	}
+	return rec, errors.Join(errs...)
+}
+
+// recovered runs on the store's writer.
+func (q *Queue) recovered(e *entry, to Status, w Written) {
+	if w.Err != nil {
+		return
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	e.revision++
+	if to.Final() {
+		q.removeLocked(e, to)
+		return
+	}
+	q.backToPendingLocked(e)
+	q.placeLocked(e)
+	q.wake()
+}
+
+// Run keeps to retention until ctx ends: at start, every PruneEvery and after
+// many jobs ended.
+func (q *Queue) Run(ctx context.Context) error {
+	tick := time.NewTicker(q.opts.PruneEvery)
+	defer tick.Stop()
+	for {
+		if err := q.Prune(ctx); err != nil && ctx.Err() == nil {
+			q.log.Sugar().Warnw("cannot keep to retention", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-q.pruneKick:
+		}
+	}
+}
+
+// Prune removes what retention no longer keeps: final jobs that are neither
+// among the newest KeepJobs nor younger than KeepAge, with their results, logs
+// and directories, and the oldest events of the journal.
+func (q *Queue) Prune(ctx context.Context) error {
+	for {
+		ids, err := q.store.Prune(ctx, q.opts.KeepJobs, q.now().Add(-q.opts.KeepAge), pruneBatch)
+		if err != nil {
+			return err
+		}
+		if err := q.removeLeftovers(ctx); err != nil {
+			return err
+		}
+		if len(ids) < pruneBatch {
+			break
+		}
+	}
+	for more := true; more; {
+		var err error
+		if more, err = q.store.PruneJournal(ctx, q.opts.JournalRows, pruneBatch); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeLeftovers removes the files of pruned jobs, also of those that the last
+// process pruned and did not finish.
+func (q *Queue) removeLeftovers(ctx context.Context) error {
+	for {
+		ids, err := q.store.Leftovers(ctx)
+		if err != nil || len(ids) == 0 {
+			return err
+		}
+		for _, id := range ids {
+			if err := q.logs.Remove(string(id)); err != nil {
+				return err
+			}
+			if q.opts.JobDir == "" {
+				continue
+			}
+			if err := os.RemoveAll(filepath.Join(q.opts.JobDir, id.FileName())); err != nil {
+				return fmt.Errorf("cannot remove the directory of job %s: %w", id, err)
+			}
+		}
+		if err := q.store.Forget(ctx, ids); err != nil {
+			return err
+		}
+	}
+}

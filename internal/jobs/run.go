@@ -1,0 +1,399 @@
+package jobs
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cjmd/cjmd/internal/events"
+)
+
+// Run is the scheduler's handle on one attempt of a job. Finish or Interrupt
+// ends it; after that the other methods do nothing. Safe from any goroutine.
+type Run struct {
+	q       *Queue
+	e       *entry
+	attempt int
+	started chan struct{}
+	sink    *Sink
+
+	restart   chan struct{} // capacity 1: one goroutine at a time stores the start again
+	finishing chan struct{} // capacity 1: one Finish at a time
+
+	// Guarded by Queue.mu.
+	job          Job // live copy; Args and Kwargs are never changed
+	startTicket  *Ticket
+	cancelTicket *Ticket
+	ended        bool
+	phases       map[string]bool // cancel phases told
+}
+
+// Admit starts an attempt of a ready job: it is running/reserving in memory when
+// Admit returns, and durably so when Run.Started is closed. A job that allows
+// one attempt only is durable when Admit returns, so that it can never run
+// twice. *StateConflictError when the job may not start (any more).
+func (q *Queue) Admit(ctx context.Context, id ID, worker string) (*Run, error) {
+	full, err := q.payload(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if len(full.Spec.DependsOn) > 0 {
+		if err := q.resolveResults(ctx, &full.Spec); err != nil {
+			return nil, q.refuse(ctx, id, err)
+		}
+	}
+	q.mu.Lock()
+	e := q.jobs[id]
+	if e == nil || e.place != inReady || q.pausedLocked(e.group.instance) {
+		status := Pending
+		if e != nil {
+			status = e.status
+		}
+		q.mu.Unlock()
+		if e == nil { // ended since its payload was read
+			if full, err = q.Get(ctx, id); err != nil {
+				return nil, err
+			}
+			status = full.Status
+		}
+		return nil, &StateConflictError{ID: id, Status: status, Action: "start"}
+	}
+	r := q.startLocked(e, full, worker)
+	q.mu.Unlock()
+	if full.Spec.MaxAttempts == 1 {
+		if _, err := r.startTicket.Wait(ctx); err != nil {
+			return nil, fmt.Errorf("cannot start job %s: %w", id, err)
+		}
+	}
+	return r, nil
+}
+
+// payload returns the whole job, from memory where it is.
+func (q *Queue) payload(ctx context.Context, id ID) (Job, error) {
+	q.mu.Lock()
+	if e := q.jobs[id]; e != nil && e.cached != nil {
+		j := *e.cached
+		q.mu.Unlock()
+		return j, nil
+	}
+	q.mu.Unlock()
+	return q.store.Get(ctx, id)
+}
+
+func (q *Queue) startLocked(e *entry, full Job, worker string) *Run {
+	now := q.now().UTC()
+	q.unplaceLocked(e)
+	q.timerLocked(e, 0)
+	q.uncacheLocked(e)
+	q.totals.Pending--
+	q.totals.Running++
+	e.status = Running
+	e.attempt++
+	full.Spec.Priority, full.Attempt, full.NotBefore = e.priority, int(e.attempt), time.Time{}
+	if full.StartedAt.IsZero() {
+		full.StartedAt = now
+	}
+	full.Status, full.Phase, full.Progress, full.ProgressMessage = Running, Reserving, 0, ""
+	r := &Run{q: q, e: e, attempt: int(e.attempt), started: make(chan struct{}),
+		restart: make(chan struct{}, 1), finishing: make(chan struct{}, 1), job: full, phases: map[string]bool{}}
+	r.sink = &Sink{run: r}
+	e.run = r
+	r.storeStartLocked(worker, now)
+	return r
+}
+
+// storeStartLocked queues the start transition.
+func (r *Run) storeStartLocked(worker string, at time.Time) {
+	data := eventData{"attempt": r.attempt}
+	if worker != "" {
+		data["worker"] = worker
+	}
+	ch := &Change{ID: r.e.id, From: Pending, To: Running, Action: "start", Attempt: r.attempt, StartedAt: at, NotBefore: new(time.Time),
+		Events: []events.Draft{jobEvent(events.JobStarted, r.e.id, r.job.Spec.Instance, at, data)}}
+	r.startTicket = r.q.store.Write(Write{Change: ch, Applied: r.startApplied})
+}
+
+// startApplied runs on the store's writer.
+func (r *Run) startApplied(w Written) {
+	q, e := r.q, r.e
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if w.Err == nil {
+		e.revision++
+		close(r.started)
+		return
+	}
+	if e.maxAttempts == 1 && e.run == r { // nobody was given the Run: the job was never started
+		r.ended = true
+		q.backToPendingLocked(e)
+		e.attempt--
+		q.placeLocked(e)
+	}
+}
+
+// backToPendingLocked undoes the running state; the caller places the entry.
+func (q *Queue) backToPendingLocked(e *entry) {
+	e.run = nil
+	e.status = Pending
+	q.totals.Running--
+	q.totals.Pending++
+}
+
+// Started is closed when the start of the attempt is durable.
+func (r *Run) Started() <-chan struct{} { return r.started }
+
+// WaitStarted returns once the start is durable. While the store cannot be
+// written it stores the start again, until ctx ends.
+func (r *Run) WaitStarted(ctx context.Context) error {
+	select {
+	case <-r.started:
+		return nil
+	default:
+	}
+	if err := acquire(ctx, r.restart); err != nil {
+		return err
+	}
+	defer func() { <-r.restart }()
+	for wait := retryFirst; ; wait = min(2*wait, retryMax) {
+		r.q.mu.Lock()
+		t := r.startTicket
+		r.q.mu.Unlock()
+		_, err := t.Wait(ctx)
+		if err == nil || !errors.Is(err, ErrStoreUnavailable) {
+			return err
+		}
+		if err := sleep(ctx, wait); err != nil {
+			return err
+		}
+		r.q.mu.Lock()
+		r.storeStartLocked("", r.q.now().UTC())
+		r.q.mu.Unlock()
+	}
+}
+
+const (
+	retryFirst = 50 * time.Millisecond
+	retryMax   = 2 * time.Second
+)
+
+// acquire takes a semaphore of one.
+func acquire(ctx context.Context, sem chan struct{}) error {
+	select {
+	case sem <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Job returns the job as it is now, with Args and Kwargs.
+func (r *Run) Job() Job {
+	r.q.mu.Lock()
+	defer r.q.mu.Unlock()
+	j := r.job
+	j.Revision = r.e.revision
+	return j.clone()
+}
+
+// SetPhase moves a running job to another running phase. It shows at once; its
+// event is stored in order but not waited for.
+func (r *Run) SetPhase(_ context.Context, p Phase) error {
+	r.q.mu.Lock()
+	defer r.q.mu.Unlock()
+	from, to := State{Running, r.job.Phase}, State{Running, p}
+	if r.ended || !CanMove(from, to) {
+		return &StateConflictError{ID: r.e.id, Status: r.e.status, Action: "move to " + string(p) + " the"}
+	}
+	if from != to {
+		r.job.Phase = p
+		r.noteLocked(events.JobPhase, eventData{"phase": p})
+	}
+	return nil
+}
+
+// CancelPhase notes that a cancel (or a timeout) entered a phase: cooperative,
+// interrupt or kill. Each is told once.
+func (r *Run) CancelPhase(mode string) {
+	r.q.mu.Lock()
+	defer r.q.mu.Unlock()
+	if r.ended || r.phases[mode] {
+		return
+	}
+	r.phases[mode] = true
+	r.job.Phase = Cancelling
+	data := eventData{"phase": mode}
+	if at := r.job.CancelRequestedAt; !at.IsZero() {
+		data["after_ms"] = r.q.now().Sub(at).Milliseconds()
+	}
+	r.noteLocked(events.JobCancelPhase, data)
+}
+
+// noteLocked queues an event of the running job. It is refused by the store
+// should the job not be running there, which keeps the order right.
+func (r *Run) noteLocked(kind events.Kind, data eventData) {
+	e := r.e
+	r.q.store.Write(Write{
+		Change: &Change{ID: e.id, From: Running, Action: "note",
+			Events: []events.Draft{jobEvent(kind, e.id, r.job.Spec.Instance, r.q.now().UTC(), data)}},
+		Applied: func(w Written) { r.q.bump(e, w) },
+	})
+}
+
+// Interrupt gives the job back because the daemon stops: pending again with its
+// old age while attempts remain, cancelled if that was asked for, else failed.
+func (r *Run) Interrupt(ctx context.Context) error {
+	_, err := r.Finish(ctx, Outcome{Status: Pending, Error: &Error{Category: Interrupted, Retriable: true,
+		Message: "interrupted: the daemon stopped"}})
+	return err
+}
+
+// Finish ends the attempt and returns the job as it is then; it is durable when
+// Finish returns. While the store cannot be written it holds the outcome and
+// tries again, until ctx ends.
+func (r *Run) Finish(ctx context.Context, out Outcome) (Job, error) {
+	id := r.e.id
+	if err := acquire(ctx, r.finishing); err != nil {
+		return Job{}, fmt.Errorf("cannot finish job %s: %w", id, err)
+	}
+	defer func() { <-r.finishing }()
+	if err := r.WaitStarted(ctx); err != nil {
+		return Job{}, fmt.Errorf("cannot finish job %s: %w", id, err)
+	}
+	for wait := retryFirst; ; wait = min(2*wait, retryMax) {
+		ch, applied, err := r.decide(out)
+		if err != nil {
+			return Job{}, err
+		}
+		_, err = r.q.store.Write(Write{Change: ch, Applied: func(w Written) {
+			if w.Err == nil {
+				applied()
+			}
+		}}).Wait(ctx)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, ErrStoreUnavailable) {
+			return Job{}, fmt.Errorf("cannot finish job %s: %w", id, err)
+		}
+		if err := sleep(ctx, wait); err != nil {
+			return Job{}, fmt.Errorf("cannot finish job %s: %w", id, err)
+		}
+	}
+	r.sink.close()
+	return r.q.Get(ctx, id)
+}
+
+// decide turns an outcome into the change that follows from it.
+func (r *Run) decide(out Outcome) (*Change, func(), error) {
+	q := r.q
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if r.ended {
+		return nil, nil, &StateConflictError{ID: r.e.id, Status: r.e.status, Action: "finish"}
+	}
+	cancelled := !r.job.CancelRequestedAt.IsZero()
+	left := r.attempt < r.job.Spec.MaxAttempts && !cancelled
+	switch {
+	case left && (out.Status == Pending || out.Status == Failed && out.Error != nil && out.Error.Retriable):
+		ch, applied := r.requeueLocked(out)
+		return ch, applied, nil
+	case out.Status == Pending && cancelled:
+		out.Status = Cancelled
+	case out.Status == Pending:
+		out.Status = Failed
+		if out.Error == nil {
+			out.Error = &Error{Category: Interrupted, Message: "interrupted, and no attempt is left"}
+		}
+	case !out.Status.Final():
+		return nil, nil, &StateConflictError{ID: r.e.id, Status: r.e.status, Action: "finish as " + string(out.Status)}
+	}
+	ch, applied := r.endLocked(out)
+	return ch, applied, nil
+}
+
+func (r *Run) requeueLocked(out Outcome) (*Change, func()) {
+	q, e := r.q, r.e
+	now := q.now().UTC()
+	var delay time.Duration
+	if e := out.Error; e != nil {
+		switch {
+		case e.RetryAfter > 0:
+			delay = e.RetryAfter
+		case e.Category != Interrupted:
+			delay = q.opts.Backoff(r.attempt)
+		}
+	}
+	data := eventData{"attempt": r.attempt, "error": publicError(out.Error)}
+	var notBefore time.Time
+	if delay > 0 {
+		notBefore = now.Add(delay)
+		data["not_before"] = notBefore
+	}
+	ch := &Change{ID: e.id, From: Running, To: Pending, Action: "requeue", NotBefore: &notBefore, LastError: out.Error,
+		Events: []events.Draft{jobEvent(events.JobRequeued, e.id, r.job.Spec.Instance, now, data)}}
+	return ch, func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		r.ended = true
+		e.revision++
+		q.backToPendingLocked(e)
+		e.notBefore = 0
+		if delay > 0 {
+			e.notBefore = notBefore.UnixNano()
+		}
+		q.placeLocked(e)
+		if !r.job.CancelRequestedAt.IsZero() { // asked for while this was being stored
+			q.endPendingLocked(e, pendingEnd{status: Cancelled, action: "cancel", reason: r.job.CancelReason})
+		}
+		q.wake()
+	}
+}
+
+func (r *Run) endLocked(out Outcome) (*Change, func()) {
+	q, e := r.q, r.e
+	now := q.now().UTC()
+	progress := r.job.Progress
+	ch := &Change{ID: e.id, From: Running, To: out.Status, Action: "finish", FinishedAt: now, Error: out.Error,
+		Progress: &progress, ProgressMessage: r.job.ProgressMessage}
+	data := eventData{"attempt": r.attempt}
+	if out.Result != nil {
+		sum := sha256.Sum256(out.Result)
+		info := ResultInfo{Size: int64(len(out.Result)), ContentType: out.ContentType,
+			Partial: out.Partial || out.Status != Completed, SHA256: hex.EncodeToString(sum[:])}
+		if info.ContentType == "" {
+			info.ContentType = "application/json"
+		}
+		ch.Result = &StoredResult{Info: info, Body: out.Result}
+		data["result"] = eventData{"size": info.Size, "content_type": info.ContentType, "partial": info.Partial}
+	}
+	kind := events.JobCompleted
+	switch out.Status {
+	case Failed:
+		kind = events.JobFailed
+		data["error"] = publicError(out.Error)
+	case Cancelled:
+		kind = events.JobCancelled
+		data["reason"] = r.job.CancelReason
+	}
+	ch.Events = []events.Draft{jobEvent(kind, e.id, r.job.Spec.Instance, now, data)}
+	return ch, func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		r.ended = true
+		q.removeLocked(e, out.Status)
+	}
+}

@@ -1,0 +1,391 @@
+package sqlitestore
+
+import (
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/mattn/go-sqlite3"
+	"go.uber.org/zap"
+
+	"github.com/cjmd/cjmd/internal/events"
+	"github.com/cjmd/cjmd/internal/jobs"
+)
+
+const (
+	maxBatchOps   = 512
+	maxBatchBytes = 4 << 20
+	// maxEmits bounds what loops that do not wait may have queued while the disk
+	// hangs; beyond it events of that kind are dropped and counted in the log.
+	maxEmits = 1 << 16
+)
+
+var errClosed = fmt.Errorf("%w: it is closed", jobs.ErrStoreUnavailable)
+
+// op is one queued write: apply runs inside the batch's transaction, within a
+// savepoint of its own.
+type op struct {
+	apply   func(*conn) (jobs.Written, error)
+	size    int
+	emit    bool
+	applied func(jobs.Written)
+	ticket  *jobs.Ticket
+	out     jobs.Written
+}
+
+// writer is the goroutine through which every change of the database goes.
+type writer struct {
+	store *Store
+	log   *zap.Logger
+	kick  chan struct{} // capacity 1
+	done  chan struct{}
+
+	mu       sync.Mutex // leaf; guards the fields below
+	queue    []*op
+	emits    int
+	dropped  int
+	closed   bool
+	failing  error // why the last batch could not be stored, nil when it could
+	onCommit func([]events.Event)
+
+	// Owned by run.
+	conn    *conn // nil after a failure, until the next batch
+	lastSeq events.Seq
+	lost    int // emitted events that could not be stored since the failure began
+}
+
+func newWriter(s *Store) (*writer, error) {
+	w := &writer{store: s, log: s.log, kick: make(chan struct{}, 1), done: make(chan struct{})}
+	return w, w.connect()
+}
+
+// connect opens the writing connection and reads where the journal stands.
+func (w *writer) connect() error {
+	c, err := openConn(w.store.path)
+	if err != nil {
+		return err
+	}
+	last, err := c.queryInt(`SELECT coalesce(max(seq), 0) FROM events`)
+	if err != nil {
+		c.close()
+		return fmt.Errorf("cannot read the journal: %w", err)
+	}
+	w.conn, w.lastSeq = c, events.Seq(last)
+	c.nextSeq = w.lastSeq + 1
+	return nil
+}
+
+// enqueue queues o. The caller may hold locks: nothing is called out to.
+func (w *writer) enqueue(o *op) *jobs.Ticket {
+	o.ticket = jobs.NewTicket()
+	w.mu.Lock()
+	if w.closed {
+		w.mu.Unlock()
+		o.ticket.Resolve(jobs.Written{Err: errClosed})
+		return o.ticket
+	}
+	if o.emit {
+		if w.emits >= maxEmits {
+			w.dropped++
+			w.mu.Unlock()
+			o.ticket.Resolve(jobs.Written{Err: jobs.ErrStoreUnavailable})
+			return o.ticket
+		}
+		w.emits++
+	}
+	w.queue = append(w.queue, o)
+	w.mu.Unlock()
+	select {
+	case w.kick <- struct{}{}:
+	default:
+	}
+	return o.ticket
+}
+
+// take removes the next batch; nil when the queue is empty.
+func (w *writer) take() (batch []*op, closed bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n, size := 0, 0
+	for n < len(w.queue) && n < maxBatchOps && (n == 0 || size+w.queue[n].size <= maxBatchBytes) {
+		size += w.queue[n].size
+		if w.queue[n].emit {
+			w.emits--
+		}
+		n++
+	}
+	batch = w.queue[:n:n]
+	if w.queue = w.queue[n:]; len(w.queue) == 0 {
+		w.queue = nil
+	}
+	if w.dropped > 0 {
+		w.log.Error("journal events dropped: the disk does not keep up", zap.Int("events", w.dropped))
+		w.dropped = 0
+	}
+	return batch, w.closed
+}
+
+func (w *writer) run() {
+	defer close(w.done)
+	idle := time.NewTimer(w.store.opts.CheckpointIdle)
+	defer idle.Stop()
+	for {
+		batch, closed := w.take()
+		if len(batch) > 0 {
+			w.process(batch)
+			idle.Reset(w.store.opts.CheckpointIdle)
+			continue
+		}
+		if closed {
+			return
+		}
+		select {
+		case <-w.kick:
+		case <-idle.C:
+			w.checkpoint()
+		}
+	}
+}
+
+// stop refuses new writes and waits until the queued ones are committed.
+func (w *writer) stop() {
+	w.mu.Lock()
+	w.closed = true
+	w.mu.Unlock()
+	select {
+	case w.kick <- struct{}{}:
+	default:
+	}
+	<-w.done
+}
+
+// closeConn marks the database as cleanly closed. Only after stop.
+func (w *writer) closeConn() error {
+	if w.conn == nil {
+		return nil
+	}
+	err := w.conn.exec(`UPDATE meta SET value = 1 WHERE key = 'clean'`)
+	w.checkpoint()
+	return errors.Join(err, w.conn.close())
+}
+
+// process commits one batch and tells everyone, in this order: the writes'
+// own Applied, OnCommit, the waiters.
+func (w *writer) process(batch []*op) {
+	evs, err := w.commit(batch)
+	if err != nil {
+		err = fmt.Errorf("%w: %w", jobs.ErrStoreUnavailable, err)
+	}
+	w.noteHealth(err, batch)
+	for _, o := range batch {
+		if err != nil {
+			o.out = jobs.Written{Err: err}
+		}
+		if o.applied != nil {
+			o.applied(o.out)
+		}
+	}
+	w.mu.Lock()
+	fn := w.onCommit
+	w.mu.Unlock()
+	if err == nil && fn != nil && len(evs) > 0 {
+		fn(evs)
+	}
+	for _, o := range batch {
+		o.ticket.Resolve(o.out)
+	}
+}
+
+// noteHealth records and logs when the store stops and starts to be writable.
+func (w *writer) noteHealth(err error, batch []*op) {
+	w.mu.Lock()
+	was := w.failing
+	w.failing = err
+	w.mu.Unlock()
+	switch {
+	case err != nil && was == nil:
+		w.log.Error("the job store cannot be written; nothing is acknowledged until it can", zap.Error(err))
+	case err == nil && was != nil:
+		w.log.Info("the job store can be written again", zap.Int("events_lost", w.lost))
+		w.lost = 0
+	}
+	for _, o := range batch {
+		if o.emit && err != nil {
+			w.lost++
+		} else if o.emit && o.out.Err != nil {
+			w.log.Error("cannot write journal events", zap.Error(o.out.Err))
+		}
+	}
+}
+
+// commit applies the batch in one transaction. A returned error means that
+// nothing of it was stored.
+func (w *writer) commit(batch []*op) ([]events.Event, error) {
+	if w.conn == nil {
+		if err := w.connect(); err != nil {
+			return nil, err
+		}
+	}
+	evs, err := w.conn.transact(batch)
+	if err != nil {
+		// Reopened for the next batch: after a failed sync the state of the old
+		// connection's cache is not to be trusted.
+		if cerr := w.conn.close(); cerr != nil {
+			w.log.Warn("cannot close the failed connection", zap.Error(cerr))
+		}
+		w.conn = nil
+		return nil, err
+	}
+	w.lastSeq = w.conn.nextSeq - 1
+	return evs, nil
+}
+
+func (w *writer) checkpoint() {
+	if w.conn == nil {
+		return
+	}
+	if err := w.conn.exec(`PRAGMA wal_checkpoint(TRUNCATE)`); err != nil {
+		w.log.Debug("cannot empty the write-ahead log", zap.Error(err))
+	}
+}
+
+// conn is the writing connection with its prepared statements. It is used
+// through the driver itself: database/sql costs as much again per statement.
+type conn struct {
+	db      *sqlite3.SQLiteConn
+	stmts   map[string]driver.Stmt
+	nextSeq events.Seq
+	evs     []events.Event // of the open transaction
+	finals  [3]int64       // jobs that ended in it, by final status
+}
+
+func openConn(path string) (*conn, error) {
+	dc, err := (&sqlite3.SQLiteDriver{}).Open(dsn(path, "_busy_timeout=5000", "_journal_mode=WAL",
+		"_synchronous=FULL", "_foreign_keys=1", "_cache_size=-16000"))
+	if err != nil {
+		return nil, fmt.Errorf("cannot open %s: %w", path, err)
+	}
+	c := &conn{db: dc.(*sqlite3.SQLiteConn), stmts: map[string]driver.Stmt{}}
+	for _, pragma := range []string{`PRAGMA journal_size_limit = 67108864`, `PRAGMA wal_autocheckpoint = 4000`, `PRAGMA temp_store = MEMORY`} {
+		if err := c.exec(pragma); err != nil {
+			c.close()
+			return nil, fmt.Errorf("cannot open %s: %w", path, err)
+		}
+	}
+	return c, nil
+}
+
+func (c *conn) close() error {
+	var errs []error
+	for _, st := range c.stmts {
+		errs = append(errs, st.Close())
+	}
+	return errors.Join(append(errs, c.db.Close())...)
+}
+
+// transact applies the ops in order; one that fails by itself is rolled back
+// alone and carries its error.
+func (c *conn) transact(batch []*op) ([]events.Event, error) {
+	first := c.nextSeq
+	c.evs, c.finals = nil, [3]int64{}
+	if err := c.exec(`BEGIN IMMEDIATE`); err != nil {
+		return nil, fmt.Errorf("cannot begin: %w", err)
+	}
+	err := c.applyAll(batch)
+	if err == nil {
+		err = c.addTotals()
+	}
+	if err == nil {
+		if err = c.exec(`COMMIT`); err == nil {
+			return c.evs, nil
+		}
+		err = fmt.Errorf("cannot commit: %w", err)
+	}
+	c.nextSeq = first
+	if !c.db.AutoCommit() {
+		err = errors.Join(err, c.exec(`ROLLBACK`))
+	}
+	return nil, err
+}
+
+func (c *conn) applyAll(batch []*op) error {
+	for _, o := range batch {
+		if err := c.exec(`SAVEPOINT op`); err != nil {
+			return err
+		}
+		seq, n, finals := c.nextSeq, len(c.evs), c.finals
+		o.out, o.out.Err = o.apply(c)
+		if o.out.Err == nil {
+			o.out.Events = c.evs[n:len(c.evs):len(c.evs)]
+		} else {
+			if storageFailed(o.out.Err) {
+				return o.out.Err
+			}
+			c.nextSeq, c.evs, c.finals = seq, c.evs[:n], finals
+			if err := c.exec(`ROLLBACK TO op`); err != nil {
+				return err
+			}
+		}
+		if err := c.exec(`RELEASE op`); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *conn) stmt(query string) (driver.Stmt, error) {
+	if st, ok := c.stmts[query]; ok {
+		return st, nil
+	}
+	st, err := c.db.Prepare(query)
+	if err != nil {
+		return nil, err
+	}
+	c.stmts[query] = st
+	return st, nil
+}
+
+func (c *conn) exec(query string, args ...driver.Value) error {
+	_, err := c.execResult(query, args...)
+	return err
+}
+
+func (c *conn) execResult(query string, args ...driver.Value) (driver.Result, error) {
+	st, err := c.stmt(query)
+	if err != nil {
+		return nil, err
+	}
+	return st.Exec(args) //nolint:staticcheck // the context variant starts a goroutine per statement
+}
+
+// query calls fn with each row; the values are valid during the call only.
+func (c *conn) query(fn func([]driver.Value) error, query string, args ...driver.Value) error {
+	st, err := c.stmt(query)
+	if err != nil {
+		return err
+	}
+	rows, err := st.Query(args) //nolint:staticcheck // as above
+	if err != nil {
+		return err
+	}
+	vals := make([]driver.Value, len(rows.Columns()))
+	for {
+		switch err := rows.Next(vals); {
+		case errors.Is(err, io.EOF):
+			return rows.Close()
+		case err != nil:
+			return errors.Join(err, rows.Close())
+		}
+		if err := fn(vals); err != nil {
+			return errors.Join(err, rows.Close())
+		}
+	}
+}
+
+func (c *conn) queryInt(query string, args ...driver.Value) (n int64, err error) {
+	err = c.query(func(v []driver.Value) error { n, _ = v[0].(int64); return nil }, query, args...)
+	return n, err
+}
