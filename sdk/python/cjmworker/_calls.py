@@ -60,6 +60,13 @@ class Current:
         return found
 
 
+    def checkpoint(self) -> None:
+        """Raise the interrupt that waits for this thread's call, if one does."""
+        call = self.by_thread.get(get_ident())
+        if call is not None and call.slot is not None:
+            call.slot.checkpoint(call)
+
+
 current = Current()
 
 
@@ -75,10 +82,12 @@ def report_progress(progress: float, message: str = "") -> None:
         fraction = 1.0 if fraction > 1.0 else -1.0
     text = message if type(message) is str else str(message)
     send(call, fraction, text[:MAX_PROGRESS_TEXT])
+    current.checkpoint()
 
 
 def check_cancel() -> None:
     """Raise Cancelled when somebody asked for this job to stop."""
+    current.checkpoint()
     call = current.call()
     if call is not None and call.cancelled:
         raise Cancelled("the job was cancelled")

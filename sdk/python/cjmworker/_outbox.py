@@ -38,7 +38,6 @@ class Outbox:
         self._late: "List[Any]" = []  # calls whose newest progress is not sent yet
         self._closed = False
         self.dropped = 0  # log lines lost because the daemon did not read
-        self._poll: "Any" = None
         self._flusher_started = False
         self._flusher_armed = False
         self._wake = allocate_lock()
@@ -204,9 +203,8 @@ class Outbox:
     def _writable(self) -> bool:
         if self._closed:
             return False
-        if self._poll is None:
-            import select
+        import select
 
-            self._poll = select.poll()
-            self._poll.register(self._fd, select.POLLOUT)
-        return bool(self._poll.poll(int(LOG_PATIENCE * 1000)))
+        poll = select.poll()  # one per call: a poll object refuses two threads
+        poll.register(self._fd, select.POLLOUT)
+        return bool(poll.poll(int(LOG_PATIENCE * 1000)))

@@ -24,6 +24,8 @@ _CAPABILITIES = (
     ("processes", ("list_processes",)),
     ("cleanup", ("cleanup",)),
 )
+# What the runtime gives to every plugin.
+_OURS = ("progress", "interrupt", "control", "concurrent")
 # control request → the hook that answers it
 HOOKS = {
     "prefetch": "prefetch",
@@ -122,8 +124,7 @@ class Plugin:
 
     def capabilities(self) -> "List[str]":
         found = [name for name, methods in _CAPABILITIES if any(self._has(method) for method in methods)]
-        found.append("progress")
-        return found
+        return found + list(_OURS)
 
     def equip(self, report_progress: "Callable", check_cancel: "Callable") -> None:
         """Put our methods on the instance: progress always, so that classes whose own

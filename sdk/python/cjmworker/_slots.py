@@ -87,6 +87,16 @@ class Slot:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), None)
         self._pushed = False
 
+    def checkpoint(self, call: "Any") -> None:
+        """Raise a waiting interrupt: called by this slot's thread where one of our own
+        functions returns to user code, which may spend all its time in them."""
+        while self._wanted is call:
+            if self._pushing:
+                sleep(0.0002)
+                continue
+            self._wanted = None
+            raise KeyboardInterrupt("the job was cancelled")
+
     def on_signal(self, signum: int, frame: "Any") -> None:
         """The handler of INTERRUPT_SIGNAL, in the main thread."""
         wanted = self._wanted

@@ -45,6 +45,7 @@ class Frame:
         return self.header["error"]
 
     def json(self) -> Any:
+        assert "error" not in self.header, self
         return json.loads(self.payload)
 
     def __repr__(self) -> str:
@@ -67,7 +68,8 @@ class Worker:
         self.sock = ours
         self.sock.settimeout(PATIENCE)
         self.seen: List[Frame] = []
-        self._buffer = b""
+        self._buffer = bytearray()
+        self._at = 0
         self._next = 0
         environment = {
             "PATH": os.environ.get("PATH", ""),
@@ -112,15 +114,16 @@ class Worker:
             self._buffer += data
 
     def _parse(self) -> Optional[Frame]:
-        if len(self._buffer) < 8:
-            return None
-        head, body = struct.unpack(">II", self._buffer[:8])
-        end = 8 + head + body
-        if len(self._buffer) < end:
-            return None
-        found = Frame(json.loads(self._buffer[8 : 8 + head]), self._buffer[8 + head : end])
-        self._buffer = self._buffer[end:]
-        return found
+        buffer, at = self._buffer, self._at
+        if len(buffer) - at >= 8:
+            head, body = struct.unpack_from(">II", buffer, at)
+            end = at + 8 + head + body
+            if len(buffer) >= end:
+                self._at = end
+                return Frame(json.loads(bytes(buffer[at + 8 : at + 8 + head])), bytes(buffer[at + 8 + head : end]))
+        del buffer[:at]
+        self._at = 0
+        return None
 
     def until(self, wanted: Callable[[Frame], bool], timeout: float = PATIENCE) -> Frame:
         while True:

@@ -494,7 +494,7 @@ class End(WorkerTest):
         for raw, text in (
             (b"\xff" * 16, "over the limit"),
             (b"\0\0\0\2\0\0\0\0{]", "header is no JSON"),
-            (b'\0\0\0\2\0\0\0\0{}', "no JSON-RPC 2.0"),
+            (b'\0\0\0\2\0\0\0\0{}', "bad_jsonrpc"),
         ):
             w = self.loaded(ECHO)
             w.sock.sendall(raw)
