@@ -54,9 +54,9 @@ func format(v any) string {
 
 // Diff compares two configurations for SIGHUP: the keys whose change can be
 // applied at once, and those that wait for a restart.
-func Diff(old, new *Config) (apply, restart []string) {
+func Diff(was, now *Config) (apply, restart []string) {
 	for _, k := range Keys() {
-		if reflect.DeepEqual(k.value(old), k.value(new)) {
+		if reflect.DeepEqual(k.value(was), k.value(now)) {
 			continue
 		}
 		if k.Reload {
