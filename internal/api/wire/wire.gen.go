@@ -497,29 +497,20 @@ type Category struct {
 	Plugins []string `json:"plugins"`
 }
 
-// ChunkRecord `data:` of `chunk` in a job's stream; `value` is what the plugin yielded.
-type ChunkRecord struct {
-	At      time.Time `json:"at"`
-	Attempt int       `json:"attempt,omitempty,omitzero"`
-
-	// Chunk Number of the chunk within its attempt.
-	Chunk int64 `json:"chunk"`
-
-	// N Number of the record, the event's id.
-	N int64 `json:"n"`
-
-	// Value Any JSON value.
-	Value AnyValue `json:"value"`
-}
+// Chunk `data:` of `chunk` in a job's stream: what the plugin yielded, as it is. Bytes that are no JSON come as `{"base64": …, "content_type": …}`.
+type Chunk = interface{}
 
 // Claim defines model for Claim.
 type Claim struct {
-	Device string    `json:"device"`
-	Kind   string    `json:"kind"`
-	Mb     float64   `json:"mb"`
-	Owner  string    `json:"owner"`
-	Phase  string    `json:"phase"`
-	Since  time.Time `json:"since,omitempty,omitzero"`
+	Device string  `json:"device"`
+	Kind   string  `json:"kind"`
+	Mb     float64 `json:"mb"`
+
+	// MeasuredMb What the owner was last seen to use.
+	MeasuredMb float64   `json:"measured_mb,omitempty,omitzero"`
+	Owner      string    `json:"owner"`
+	Phase      string    `json:"phase"`
+	Since      time.Time `json:"since,omitempty,omitzero"`
 }
 
 // ConfigRequest defines model for ConfigRequest.
@@ -595,13 +586,32 @@ type Explanation struct {
 
 	// Block Why a pending job does not run.
 	Block *Block `json:"block,omitempty"`
-	Job   string `json:"job"`
+
+	// Claims What is set aside for its plugin.
+	Claims []Claim `json:"claims,omitempty,omitzero"`
+
+	// FreeRamMb Host memory left after margin and claims.
+	FreeRamMb float64 `json:"free_ram_mb,omitempty,omitzero"`
+
+	// Fresh The monitor may be trusted.
+	Fresh   bool          `json:"fresh,omitempty,omitzero"`
+	Job     string        `json:"job"`
+	Monitor string        `json:"monitor,omitempty,omitzero"`
+	Needs   *Requirements `json:"needs,omitempty"`
 
 	// Phase Refines pending (queued, blocked, held) and running (reserving, loading, executing, cancelling).
-	Phase    JobPhase  `json:"phase,omitempty,omitzero"`
-	Policy   string    `json:"policy,omitempty,omitzero"`
-	Sentence string    `json:"sentence"`
-	Status   JobStatus `json:"status"`
+	Phase    JobPhase `json:"phase,omitempty,omitzero"`
+	Policy   string   `json:"policy,omitempty,omitzero"`
+	Priority int      `json:"priority,omitempty,omitzero"`
+	Sentence string   `json:"sentence"`
+
+	// Slots Jobs its worker runs at once.
+	Slots     int       `json:"slots,omitempty,omitzero"`
+	SlotsFree int       `json:"slots_free,omitempty,omitzero"`
+	Status    JobStatus `json:"status"`
+
+	// Worker State of its worker.
+	Worker string `json:"worker,omitempty,omitzero"`
 }
 
 // FieldError defines model for FieldError.
@@ -829,18 +839,14 @@ type Labels map[string]string
 
 // LogRecord `data:` of `log`, and one line of a log as NDJSON.
 type LogRecord struct {
-	At      time.Time `json:"at"`
-	Attempt int       `json:"attempt,omitempty,omitzero"`
-	Job     string    `json:"job,omitempty,omitzero"`
-	Level   string    `json:"level"`
-	Logger  string    `json:"logger,omitempty,omitzero"`
-	Message string    `json:"message"`
-
-	// N Number of the record; missing in the log of a worker.
-	N int64 `json:"n,omitempty,omitzero"`
+	Job     string `json:"job,omitempty,omitzero"`
+	Level   string `json:"level"`
+	Logger  string `json:"logger,omitempty,omitzero"`
+	Message string `json:"message"`
 
 	// Stream `stdout` or `stderr` where the line was printed.
-	Stream string `json:"stream,omitempty,omitzero"`
+	Stream string    `json:"stream,omitempty,omitzero"`
+	Time   time.Time `json:"time"`
 }
 
 // Monitor defines model for Monitor.
@@ -870,10 +876,13 @@ type MonitorRequest struct {
 
 // Plan defines model for Plan.
 type Plan struct {
-	Evict  []PlanEviction `json:"evict"`
-	Policy string         `json:"policy"`
-	Start  []PlanStart    `json:"start"`
-	Wait   []PlanWait     `json:"wait"`
+	Evict []PlanEviction `json:"evict"`
+
+	// Fail Jobs that can never run.
+	Fail   []PlanFailure `json:"fail,omitempty,omitzero"`
+	Policy string        `json:"policy"`
+	Start  []PlanStart   `json:"start"`
+	Wait   []PlanWait    `json:"wait"`
 }
 
 // PlanEviction defines model for Plan.evict.
@@ -882,17 +891,26 @@ type PlanEviction struct {
 	Plugin string `json:"plugin"`
 }
 
+// PlanFailure defines model for Plan.fail.
+type PlanFailure struct {
+	Error *JobError `json:"error,omitempty"`
+
+	// Job Missing for a load that was asked for.
+	Job    string `json:"job,omitempty,omitzero"`
+	Plugin string `json:"plugin"`
+}
+
 // PlanStart defines model for Plan.start.
 type PlanStart struct {
-	Job    string `json:"job"`
+	// Job Missing for a load that was asked for.
+	Job    string `json:"job,omitempty,omitzero"`
 	Plugin string `json:"plugin"`
 }
 
 // PlanWait defines model for Plan.wait.
 type PlanWait struct {
 	// Block Why a pending job does not run.
-	Block  Block  `json:"block"`
-	Jobs   int    `json:"jobs"`
+	Block  *Block `json:"block,omitempty"`
 	Plugin string `json:"plugin"`
 }
 
@@ -983,12 +1001,10 @@ type Problem struct {
 // ProgressRecord `data:` of `progress`.
 type ProgressRecord struct {
 	At      time.Time `json:"at"`
-	Attempt int       `json:"attempt,omitempty,omitzero"`
+	Message string    `json:"message,omitempty,omitzero"`
 
-	// Fraction 0 to 1; -1 when the plugin cannot tell.
-	Fraction float64 `json:"fraction"`
-	Message  string  `json:"message,omitempty,omitzero"`
-	N        int64   `json:"n"`
+	// Progress 0 to 1; -1 when the plugin cannot tell.
+	Progress float64 `json:"progress"`
 }
 
 // Queue defines model for Queue.
@@ -1045,9 +1061,18 @@ type Scheduler struct {
 
 	// HeartbeatAt Last completed pass of the loop.
 	HeartbeatAt time.Time `json:"heartbeat_at,omitempty,omitzero"`
-	Monitor     string    `json:"monitor"`
-	Policies    []string  `json:"policies"`
-	Policy      string    `json:"policy"`
+
+	// MarginMb Host memory that is never given away.
+	MarginMb float64  `json:"margin_mb,omitempty,omitzero"`
+	Monitor  string   `json:"monitor"`
+	Policies []string `json:"policies"`
+	Policy   string   `json:"policy"`
+
+	// Slots Bound of jobs that run at once on the host; missing when there is none.
+	Slots int `json:"slots,omitempty,omitzero"`
+
+	// Waiting Plugins that wait, counted by block code.
+	Waiting map[string]int `json:"waiting,omitempty,omitzero"`
 }
 
 // SchedulerRequest defines model for SchedulerRequest.
@@ -1065,13 +1090,11 @@ type Shortfall struct {
 	Resource string `json:"resource"`
 }
 
-// StateRecord `data:` of the `job.*` kinds in a job's stream; `data` is that of the journal event `seq`.
+// StateRecord `data:` of the `job.*` kinds in a job's stream: the data of the journal event `seq`, and when it was.
 type StateRecord struct {
-	At      time.Time `json:"at"`
-	Attempt int       `json:"attempt,omitempty,omitzero"`
-	Data    AnyObject `json:"data"`
-	N       int64     `json:"n"`
-	Seq     int64     `json:"seq,omitempty,omitzero"`
+	At                   time.Time              `json:"at"`
+	Seq                  int64                  `json:"seq"`
+	AdditionalProperties map[string]interface{} `json:"-"`
 }
 
 // StreamEnd `data:` of `stream.end`: nothing follows; do not reconnect unless `reason` is `shutdown`.
@@ -1492,6 +1515,85 @@ type PutSchedulerJSONRequestBody = SchedulerRequest
 
 // CreateTokenJSONRequestBody defines body for CreateToken for application/json ContentType.
 type CreateTokenJSONRequestBody = TokenRequest
+
+// Getter for additional properties for StateRecord. Returns the specified
+// element and whether it was found
+func (a StateRecord) Get(fieldName string) (value interface{}, found bool) {
+	if a.AdditionalProperties != nil {
+		value, found = a.AdditionalProperties[fieldName]
+	}
+	return
+}
+
+// Setter for additional properties for StateRecord
+func (a *StateRecord) Set(fieldName string, value interface{}) {
+	if a.AdditionalProperties == nil {
+		a.AdditionalProperties = make(map[string]interface{})
+	}
+	a.AdditionalProperties[fieldName] = value
+}
+
+// Override default JSON handling for StateRecord to handle AdditionalProperties
+func (a *StateRecord) UnmarshalJSON(b []byte) error {
+	object := make(map[string]json.RawMessage)
+	err := json.Unmarshal(b, &object)
+	if err != nil {
+		return err
+	}
+
+	if raw, found := object["at"]; found {
+		err = json.Unmarshal(raw, &a.At)
+		if err != nil {
+			return fmt.Errorf("error reading 'at': %w", err)
+		}
+		delete(object, "at")
+	}
+
+	if raw, found := object["seq"]; found {
+		err = json.Unmarshal(raw, &a.Seq)
+		if err != nil {
+			return fmt.Errorf("error reading 'seq': %w", err)
+		}
+		delete(object, "seq")
+	}
+
+	if len(object) != 0 {
+		a.AdditionalProperties = make(map[string]interface{})
+		for fieldName, fieldBuf := range object {
+			var fieldVal interface{}
+			err := json.Unmarshal(fieldBuf, &fieldVal)
+			if err != nil {
+				return fmt.Errorf("error unmarshaling field %s: %w", fieldName, err)
+			}
+			a.AdditionalProperties[fieldName] = fieldVal
+		}
+	}
+	return nil
+}
+
+// Override default JSON handling for StateRecord to handle AdditionalProperties
+func (a StateRecord) MarshalJSON() ([]byte, error) {
+	var err error
+	object := make(map[string]json.RawMessage)
+
+	object["at"], err = json.Marshal(a.At)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'at': %w", err)
+	}
+
+	object["seq"], err = json.Marshal(a.Seq)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'seq': %w", err)
+	}
+
+	for fieldName, field := range a.AdditionalProperties {
+		object[fieldName], err = json.Marshal(field)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling '%s': %w", fieldName, err)
+		}
+	}
+	return json.Marshal(object)
+}
 
 // ServerInterface represents all server handlers.
 type ServerInterface interface {

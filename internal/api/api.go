@@ -1,0 +1,146 @@
+// Package api serves the HTTP API that api/openapi.yaml describes: access,
+// strict decoding, handlers, server-sent events, problems. It holds no state of
+// its own but tokens and counts of open streams, and no handler starts a
+// goroutine that outlives its request. What it needs of the rest of the daemon
+// stands in contracts.go. Start with routes.go, the list of all that is served,
+// then one file per noun.
+package api
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/cjmd/cjmd/api"
+	"github.com/cjmd/cjmd/internal/api/wire"
+)
+
+// Options of the handler. What has no comment is required.
+type Options struct {
+	Jobs      Jobs
+	Lifecycle Lifecycle
+	Plugins   Plugins
+	Workers   Workers
+	Machine   Machine
+	Feed      Feed
+	Tokens    *Tokens
+	Access    AccessOptions
+	Log       *zap.Logger
+
+	// Gatherer serves /metrics; nil means an empty answer.
+	Gatherer prometheus.Gatherer
+	// Ready says why the daemon may not take jobs; nil means that it always may.
+	Ready func(context.Context) []string
+	// Live says why the process should be restarted; nil means never.
+	Live    func(context.Context) []string
+	Version VersionInfo
+	// StreamsDone ends every event stream when it is done; HTTP shuts down after.
+	// nil means that streams end with their requests alone.
+	StreamsDone context.Context
+	Limits      func() Limits // asked for every request; nil means DefaultLimits
+	// Heartbeat of event streams; 0 means 15 s.
+	Heartbeat time.Duration
+	// WriteTimeout is how long one write to a stalled stream may take before its
+	// reader is dropped; 0 means 30 s.
+	WriteTimeout time.Duration
+	Now          func() time.Time // nil means time.Now
+}
+
+// Limits protect the daemon from its clients.
+type Limits struct {
+	Body                int64 // largest body in bytes; a batch may have eight times as much
+	Depth               int   // deepest nesting of JSON
+	Streams             int   // open event streams
+	StreamsPerPrincipal int
+	Wait                time.Duration // longest ?wait=
+}
+
+// DefaultLimits is used where nothing else is said.
+func DefaultLimits() Limits {
+	return Limits{Body: 2<<20 - 1, Depth: 64, Streams: 1024, StreamsPerPrincipal: 256, Wait: 10 * time.Minute}
+}
+
+// VersionInfo is what /v1/version tells.
+type VersionInfo struct{ Version, Commit, BuiltAt string }
+
+// server implements wire.StrictServerInterface, one file per noun.
+type server struct {
+	o       Options
+	log     *zap.Logger
+	spec    *spec
+	access  *access
+	streams *streamCount
+	metrics http.Handler
+}
+
+// NewHandler returns the whole API as one handler. It starts nothing.
+func NewHandler(o Options) (http.Handler, error) {
+	if o.Jobs == nil || o.Lifecycle == nil || o.Plugins == nil || o.Workers == nil || o.Machine == nil || o.Feed == nil || o.Tokens == nil || o.Log == nil {
+		return nil, errors.New("cannot build the API: something it needs was not given")
+	}
+	o = withDefaults(o)
+	sp, err := loadSpec(api.Spec)
+	if err != nil {
+		return nil, err
+	}
+	acc, err := newAccess(o.Access, o.Tokens)
+	if err != nil {
+		return nil, err
+	}
+	s := &server{o: o, log: o.Log, spec: sp, access: acc, streams: newStreamCount(), metrics: metricsHandler(o.Gatherer)}
+	return s.router(), nil
+}
+
+func withDefaults(o Options) Options {
+	if o.Limits == nil {
+		o.Limits = DefaultLimits
+	}
+	if o.Heartbeat <= 0 {
+		o.Heartbeat = 15 * time.Second
+	}
+	if o.WriteTimeout <= 0 {
+		o.WriteTimeout = 30 * time.Second
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.StreamsDone == nil {
+		o.StreamsDone = context.Background()
+	}
+	none := func(context.Context) []string { return nil }
+	if o.Ready == nil {
+		o.Ready = none
+	}
+	if o.Live == nil {
+		o.Live = none
+	}
+	return o
+}
+
+// router mounts the rows of routes.go.
+func (s *server) router() http.Handler {
+	strict := wire.NewStrictHandlerWithOptions(s, []wire.StrictMiddlewareFunc{withRequest}, wire.StrictHTTPServerOptions{RequestErrorHandlerFunc: s.fail, ResponseErrorHandlerFunc: s.fail})
+	gen := &wire.ServerInterfaceWrapper{Handler: strict, ErrorHandlerFunc: s.fail}
+	b := newBodies(s.spec, func() int64 { return s.o.Limits().Body }, func() int { return s.o.Limits().Depth })
+
+	r := chi.NewRouter()
+	r.NotFound(func(w http.ResponseWriter, req *http.Request) { s.fail(w, req, &requestError{Code: codeNotFound}) })
+	r.MethodNotAllowed(func(w http.ResponseWriter, req *http.Request) {
+		for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete} {
+			if r.Match(chi.NewRouteContext(), m, req.URL.Path) {
+				w.Header().Add("Allow", m)
+			}
+		}
+		s.fail(w, req, &requestError{Code: codeMethod})
+	})
+	for _, row := range routes(gen) {
+		h := b.check(row.op, row.handler, s.fail)
+		r.Method(row.method, row.pattern, s.authorize(row.role, h))
+	}
+	return s.outer(r)
+}

@@ -1,0 +1,126 @@
+package api
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"sync"
+)
+
+// maxPooled bounds the buffers that are kept between requests.
+const maxPooled = 256 << 10
+
+// bodies checks request bodies against the description before a handler sees
+// them: content type, size, strict syntax, schema. The generated code then
+// decodes bytes that are known to be good.
+type bodies struct {
+	spec  *spec
+	max   func() int64 // largest body
+	depth func() int
+	pool  sync.Pool
+}
+
+func newBodies(s *spec, maxBytes func() int64, depth func() int) *bodies {
+	return &bodies{spec: s, max: maxBytes, depth: depth, pool: sync.Pool{New: func() any { return new(bytes.Buffer) }}}
+}
+
+// batchFactor lets a batch be longer than a single job.
+const batchFactor = 8
+
+// check returns the handler for one operation that has a body.
+func (b *bodies) check(op string, next http.Handler, fail func(http.ResponseWriter, *http.Request, error)) http.Handler {
+	rule := b.spec.rules[op]
+	if rule == nil {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.ContentLength > 0 { // a body that nobody asked for is a mistake of the caller
+				fail(w, r, &requestError{Code: codeUnexpectedBody, Detail: "This operation takes no body."})
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+	factor := int64(1)
+	if op == "submitBatch" {
+		factor = batchFactor
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !rule.required && (r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0) {
+			r.Body = io.NopCloser(bytes.NewReader([]byte("{}")))
+			next.ServeHTTP(w, r)
+			return
+		}
+		if err := jsonType(r); err != nil {
+			fail(w, r, err)
+			return
+		}
+		buf, _ := b.pool.Get().(*bytes.Buffer)
+		buf.Reset()
+		defer func() {
+			if buf.Cap() <= maxPooled {
+				b.pool.Put(buf)
+			}
+		}()
+		if err := readBody(w, r, buf, b.max()*factor); err != nil {
+			fail(w, r, err)
+			return
+		}
+		if err := b.verify(rule, buf.Bytes()); err != nil {
+			fail(w, r, err)
+			return
+		}
+		// The decoder copies what it keeps, so the buffer may go back to the pool.
+		r.Body = io.NopCloser(bytes.NewReader(buf.Bytes()))
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (b *bodies) verify(rule *bodyRule, data []byte) error {
+	tree, err := scanStrict(data, rule.shape, b.depth())
+	if err != nil {
+		return err
+	}
+	if err := rule.schema.Validate(tree); err != nil {
+		return &requestError{Code: codeInvalidBody, Fields: b.spec.fieldErrors(err)}
+	}
+	return nil
+}
+
+func jsonType(r *http.Request) error {
+	kind, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	cs := params["charset"]
+	if err != nil || kind != "application/json" || cs != "" && cs != "utf-8" && cs != "UTF-8" {
+		return &requestError{Code: codeContentType,
+			Detail: "The body has to be JSON.", Next: "Send the header Content-Type: application/json."}
+	}
+	if enc := r.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
+		return &requestError{Code: codeContentEncoding,
+			Detail: "The body must not be compressed.", Next: "Send it without Content-Encoding."}
+	}
+	return nil
+}
+
+func readBody(w http.ResponseWriter, r *http.Request, buf *bytes.Buffer, limit int64) error {
+	if r.ContentLength > limit {
+		return tooLarge(limit)
+	}
+	if r.ContentLength > 0 {
+		buf.Grow(int(r.ContentLength) + bytes.MinRead)
+	}
+	_, err := buf.ReadFrom(http.MaxBytesReader(w, r.Body, limit))
+	var over *http.MaxBytesError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &over):
+		return tooLarge(limit)
+	default:
+		return &requestError{Code: codeBodyUnreadable, Detail: "The body could not be read to its end."}
+	}
+}
+
+func tooLarge(limit int64) error {
+	return &requestError{Code: codeBodyTooLarge, Detail: fmt.Sprintf("The body is longer than %d bytes.", limit)}
+}

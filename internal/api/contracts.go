@@ -1,0 +1,106 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"time"
+
+	"github.com/cjmd/cjmd/internal/events"
+	"github.com/cjmd/cjmd/internal/jobs"
+	"github.com/cjmd/cjmd/internal/plugins"
+	"github.com/cjmd/cjmd/internal/resource"
+	"github.com/cjmd/cjmd/internal/sched"
+	"github.com/cjmd/cjmd/internal/supervisor"
+)
+
+// Jobs is the queue as its clients see it; jobs.Queue behind NewJobs.
+type Jobs interface {
+	Submit(ctx context.Context, subs []jobs.Submission) ([]jobs.Submitted, error)
+	Get(ctx context.Context, id jobs.ID) (jobs.Job, error)
+	List(ctx context.Context, q jobs.ListQuery) (jobs.Page, error)
+	Wait(ctx context.Context, id jobs.ID) (jobs.Job, error)
+	Cancel(ctx context.Context, id jobs.ID, by, reason string) (jobs.Job, error)
+	Patch(ctx context.Context, id jobs.ID, p jobs.Patch) (jobs.Job, error)
+	Hold(ctx context.Context, id jobs.ID) (jobs.Job, error)
+	Release(ctx context.Context, id jobs.ID) (jobs.Job, error)
+	Retry(ctx context.Context, id jobs.ID, submitter string) (jobs.Job, error)
+	SetControl(ctx context.Context, scope string, m jobs.Mode) error
+	Controls() map[string]jobs.Mode
+	Overview(ctx context.Context, limit int) (jobs.Overview, error)
+	Result(ctx context.Context, id jobs.ID) (io.ReadSeekCloser, jobs.ResultInfo, error)
+	Log(ctx context.Context, id jobs.ID, after uint64) (JobLog, error)
+}
+
+// Lifecycle is the scheduler's side of plugins: only it may start or stop a
+// worker, because it owns the memory that goes with one.
+type Lifecycle interface {
+	Load(ctx context.Context, instance string) error
+	Unload(ctx context.Context, instance, cause string) error
+	Reload(ctx context.Context, instance string) error
+	LoadAll(ctx context.Context) map[string]error
+	UnloadAll(ctx context.Context) map[string]error
+	Enable(ctx context.Context, instance string) error
+	Disable(ctx context.Context, instance string) error
+	Configure(ctx context.Context, instance string, config json.RawMessage) (plugins.Instance, []plugins.Issue, supervisor.Applied, error)
+	Explain(ctx context.Context, id jobs.ID) (sched.Explanation, error)
+	Preview(ctx context.Context, instance string) (sched.Plan, error)
+	State() sched.SchedulerState
+	SetPolicy(ctx context.Context, name string) error
+}
+
+// Plugins is the catalogue of what can be run.
+type Plugins interface {
+	Discover(ctx context.Context) ([]plugins.Plugin, error)
+	Plugins() []plugins.Plugin
+	Plugin(name string) (plugins.Plugin, error)
+	Instances() []plugins.Instance
+	Instance(id string) (plugins.Instance, plugins.Manifest, error)
+	CreateInstance(ctx context.Context, inst plugins.Instance) (plugins.Instance, error)
+	DeleteInstance(ctx context.Context, id string) error
+}
+
+// Workers is what may be asked of running workers.
+type Workers interface {
+	Status(instance string) (supervisor.Status, bool)
+	List() []supervisor.Status
+	Request(ctx context.Context, instance, method string, params json.RawMessage) (json.RawMessage, error)
+	// Logs is the log of an instance's worker; false when it never had one.
+	Logs(instance string) (supervisor.LogSource, bool)
+}
+
+// Machine is the gate of monitors.
+type Machine interface {
+	Latest() (resource.Snapshot, bool)
+	// Watch returns a channel that is closed at the next snapshot.
+	Watch() <-chan struct{}
+	Monitors() []MonitorInfo
+	Registered() string
+	// Register makes name the system monitor; *UnknownError when there is none.
+	Register(ctx context.Context, name string) error
+}
+
+// MonitorInfo is one monitor that can be registered.
+type MonitorInfo struct {
+	Name       string
+	Registered bool
+	State      string // idle, fresh, stale, failed
+	At         time.Time
+	Err        string
+}
+
+// Feed is the journal.
+type Feed interface {
+	Subscribe(f events.Filter, after events.Seq) *events.Subscription
+	Last() events.Seq
+}
+
+// UnknownError says that a name stands for nothing, with the names that do.
+// Adapters of Machine return it.
+type UnknownError struct {
+	What  string // "monitor", "policy"
+	Name  string
+	Known []string
+}
+
+func (e *UnknownError) Error() string { return "no such " + e.What + ": " + e.Name }

@@ -1,0 +1,145 @@
+package api
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/cjmd/cjmd/internal/api/wire"
+	"github.com/cjmd/cjmd/internal/jobs"
+	"github.com/cjmd/cjmd/internal/plugins"
+	"github.com/cjmd/cjmd/internal/resource"
+	"github.com/cjmd/cjmd/internal/supervisor"
+)
+
+// What the domain calls things, in the words of the description.
+
+// wireJob is a job as everyone may see it. Arguments are added by the caller,
+// where one job is asked for.
+func wireJob(j jobs.Job) wire.Job {
+	out := wire.Job{
+		Id: string(j.ID), Plugin: j.Spec.Instance, Status: wire.JobStatus(j.Status), Phase: wire.JobPhase(j.Phase),
+		Block: wireBlock(j.Block), Priority: j.Spec.Priority, Attempt: j.Attempt, MaxAttempts: j.Spec.MaxAttempts,
+		Stream: j.Spec.Stream, Labels: j.Spec.Labels, QueueTimeout: durationText(j.Spec.QueueTimeout), RunTimeout: durationText(j.Spec.RunTimeout),
+		Submitter: j.Submitter, RetryOf: string(j.RetryOf), Revision: j.Revision, CreatedAt: j.CreatedAt.UTC(),
+		StartedAt: utc(j.StartedAt), FinishedAt: utc(j.FinishedAt), NotBefore: utc(j.NotBefore),
+		CancelRequestedAt: utc(j.CancelRequestedAt), CancelReason: j.CancelReason, Message: j.ProgressMessage,
+		Error: wireError(j.Error), LastError: wireError(j.LastError),
+	}
+	for _, d := range j.Spec.DependsOn {
+		out.DependsOn = append(out.DependsOn, string(d))
+	}
+	if j.Progress != 0 || j.Status == jobs.Running {
+		p := j.Progress
+		out.Progress = &p
+	}
+	if r := j.Result; r != nil {
+		out.Result = &wire.ResultInfo{Size: r.Size, ContentType: r.ContentType, Partial: r.Partial, Sha256: r.SHA256,
+			Url: "/v1/jobs/" + string(j.ID) + "/result"}
+	}
+	return out
+}
+
+// wireJobFull adds what a job was asked with.
+func wireJobFull(j jobs.Job) wire.Job {
+	out := wireJob(j)
+	out.Args, out.Kwargs = j.Spec.Args, j.Spec.Kwargs
+	return out
+}
+
+func wireJobs(list []jobs.Job) []wire.Job {
+	out := make([]wire.Job, len(list))
+	for i, j := range list {
+		out[i] = wireJob(j)
+	}
+	return out
+}
+
+func wireBlock(b *jobs.Block) *wire.Block {
+	if b == nil {
+		return nil
+	}
+	return &wire.Block{Code: b.Code, Sentence: b.Sentence, Needs: wireShortfall(b.Needs), Holders: b.Holders,
+		Earliest: utc(b.Earliest), Since: utc(b.Since)}
+}
+
+func wireShortfall(list []resource.Shortfall) []wire.Shortfall {
+	var out []wire.Shortfall
+	for _, s := range list {
+		out = append(out, wire.Shortfall{Resource: s.Resource, Device: string(s.Device), NeededMb: s.Needed.MB(), AvailableMb: s.Available.MB()})
+	}
+	return out
+}
+
+func wireError(e *jobs.Error) *wire.JobError {
+	if e == nil {
+		return nil
+	}
+	return &wire.JobError{Category: wire.JobErrorCategory(e.Category), Message: e.Message, Retriable: e.Retriable, Type: e.Type,
+		Traceback: e.Traceback, StderrTail: e.StderrTail, Shortfall: wireShortfall(e.Shortfall), Fields: e.Fields}
+}
+
+func wireWorker(st supervisor.Status) wire.Worker {
+	out := wire.Worker{
+		Id: st.Instance, Plugin: st.Plugin, State: wire.WorkerState(st.State), Since: st.Since.UTC(), Cause: st.Cause, Pid: st.PID,
+		Generation: st.Generation, Restarts: st.Restarts, StartedAt: utc(st.StartedAt), ReadyAt: utc(st.ReadyAt), RetryAt: utc(st.RetryAt),
+		LoadMs: st.LoadMillis, Jobs: st.Calls, CallsTotal: st.CallsTotal, Concurrency: st.Concurrency, LastError: st.LastError,
+		Progress: st.Progress, Message: st.ProgressMessage, RssMb: resource.Bytes(st.RSS).MB(), CpuPercent: st.CPUPercent,
+	}
+	if st.LastExit != nil {
+		out.LastExit = st.LastExit.String()
+	}
+	if r := st.Ready; r != nil {
+		out.Version, out.Runtime, out.Capabilities = r.Version, r.Runtime, r.Capabilities
+	}
+	if st.Usage != nil && len(st.Usage.Devices) > 0 {
+		out.DeviceMemoryMb = make(map[string]float64, len(st.Usage.Devices))
+		for dev, bytes := range st.Usage.Devices {
+			out.DeviceMemoryMb[dev] = resource.Bytes(bytes).MB()
+		}
+	}
+	for _, f := range st.Isolation {
+		out.Isolation = append(out.Isolation, wire.IsolationFact{Mechanism: f.Mechanism, Requested: f.Requested, InForce: f.InForce,
+			VerifiedBy: f.VerifiedBy, Detail: f.Detail})
+	}
+	return out
+}
+
+func wireInstance(inst plugins.Instance, state supervisor.State) wire.Instance {
+	return wire.Instance{Id: inst.ID, Plugin: inst.Plugin, Enabled: inst.Enabled, Pinned: inst.Pinned, Autoload: inst.Autoload,
+		Concurrency: inst.Concurrency, Config: orEmpty(inst.Config), Revision: inst.Revision, UpdatedAt: utc(inst.UpdatedAt),
+		State: wire.WorkerState(state)}
+}
+
+func wireDemand(d resource.Demand) *wire.Requirements {
+	return &wire.Requirements{RequiresGpu: d.RequiresGPU, Devices: d.Devices, MinGpuVramMb: d.MinVRAM.MB(), MinSystemRamMb: d.MinRAM.MB()}
+}
+
+func orEmpty(raw json.RawMessage) json.RawMessage {
+	if len(raw) == 0 {
+		return json.RawMessage("{}")
+	}
+	return raw
+}
+
+func utc(t time.Time) time.Time {
+	if t.IsZero() {
+		return time.Time{}
+	}
+	return t.UTC()
+}
+
+// durationText is "" for none, so that the field is left out.
+func durationText(d time.Duration) string {
+	if d <= 0 {
+		return ""
+	}
+	return d.String()
+}
+
+func deref[T any](p *T) T {
+	if p == nil {
+		var zero T
+		return zero
+	}
+	return *p
+}

@@ -1,0 +1,144 @@
+package api
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/cjmd/cjmd/internal/api/wire"
+)
+
+// outer is what every request passes, known address or not: a request id, the
+// headers that keep browsers from doing harm, the guard against foreign pages,
+// one line in the log, and a net under panics.
+func (s *server) outer(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := s.o.Now()
+		id := newRequestID()
+		r = r.WithContext(context.WithValue(r.Context(), keyRequestID, id))
+		h := w.Header()
+		h.Set("X-Request-Id", id)
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("X-Frame-Options", "DENY")
+		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cross-Origin-Resource-Policy", "same-origin")
+		h.Set("Cache-Control", "no-store")
+		rec := &recorder{ResponseWriter: w}
+		defer s.finish(rec, r, start)
+		if err := s.access.guard(r); err != nil {
+			s.fail(rec, r, err)
+			return
+		}
+		next.ServeHTTP(rec, r)
+	})
+}
+
+// finish logs the request. A panic of a handler ends its request, not the daemon.
+func (s *server) finish(rec *recorder, r *http.Request, start time.Time) {
+	if v := recover(); v != nil {
+		if v == http.ErrAbortHandler { //nolint:errorlint // the value itself, by contract of net/http
+			panic(v)
+		}
+		s.log.Error("a handler panicked", zap.String("request", requestID(r.Context())), zap.String("path", r.URL.Path),
+			zap.String("panic", fmt.Sprint(v)), zap.ByteString("stack", debug.Stack()))
+		if rec.status == 0 {
+			s.fail(rec, r, &requestError{Code: codeInternal})
+		}
+	}
+	if ce := s.log.Check(zap.DebugLevel, "request"); ce != nil {
+		// The path alone: a query may hold what does not belong into a log.
+		ce.Write(zap.String("request", requestID(r.Context())), zap.String("method", r.Method), zap.String("path", r.URL.Path),
+			zap.Int("status", rec.status), zap.Int64("bytes", rec.bytes), zap.Duration("took", s.o.Now().Sub(start)),
+			zap.String("principal", rec.principal))
+	}
+}
+
+// authorize lets only those pass whose role covers the route's.
+func (s *server) authorize(least Role, next http.Handler) http.Handler {
+	if least == RoleNone {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		who, err := s.access.identify(r)
+		if err != nil {
+			s.fail(w, r, err)
+			return
+		}
+		if rec, ok := w.(*recorder); ok {
+			rec.principal = who.Name
+		}
+		if !who.Role.Covers(least) {
+			s.fail(w, r, &requestError{Code: codeForbidden, Detail: fmt.Sprintf("This needs the role %s; the caller has %s.", least, who.Role)})
+			return
+		}
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), keyPrincipal, who)))
+	})
+}
+
+// recorder remembers what was answered.
+type recorder struct {
+	http.ResponseWriter
+	status    int
+	bytes     int64
+	principal string
+}
+
+func (r *recorder) WriteHeader(status int) {
+	if r.status == 0 {
+		r.status = status
+	}
+	r.ResponseWriter.WriteHeader(status)
+}
+
+func (r *recorder) Write(b []byte) (int, error) {
+	if r.status == 0 {
+		r.status = http.StatusOK
+	}
+	n, err := r.ResponseWriter.Write(b)
+	r.bytes += int64(n)
+	return n, err
+}
+
+// Unwrap is for http.ResponseController.
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
+
+// newRequestID is for finding a line in a log, not for guarding anything.
+func newRequestID() string {
+	var b [8]byte
+	n := rand.Uint64()
+	for i := range b {
+		b[i] = byte(n >> (8 * i))
+	}
+	return hex.EncodeToString(b[:])
+}
+
+func requestID(ctx context.Context) string {
+	id, _ := ctx.Value(keyRequestID).(string)
+	return id
+}
+
+// withRequest lets a handler of the generated strict form reach its request,
+// for what the form hides: ranges, Accept, conditions.
+func withRequest(next wire.StrictHandlerFunc, op string) wire.StrictHandlerFunc {
+	switch op {
+	case "GetResult", "GetJobLogs", "GetPluginLogs", "Metrics":
+	default:
+		return next
+	}
+	return func(ctx context.Context, w http.ResponseWriter, r *http.Request, req any) (any, error) {
+		return next(context.WithValue(ctx, keyRequest, r), w, r, req)
+	}
+}
+
+// requestOf is the request of an operation named in withRequest.
+func requestOf(ctx context.Context) *http.Request {
+	r, _ := ctx.Value(keyRequest).(*http.Request)
+	return r
+}
