@@ -99,12 +99,13 @@ func (c *Catalog) lockWrites(ctx context.Context) (func(), error) {
 }
 
 // SetPaths changes the search path and searches it.
-func (c *Catalog) SetPaths(ctx context.Context, paths []string) ([]Plugin, error) {
+func (c *Catalog) SetPaths(ctx context.Context, paths []string) error {
 	c.mu.Lock()
 	c.paths = uniquePaths(paths)
 	c.mu.Unlock()
 	wake(c.rescan) // Run watches the new directories
-	return c.Discover(ctx)
+	_, err := c.Discover(ctx)
+	return err
 }
 
 // Discover searches now, journals what is different and returns all plugins.
