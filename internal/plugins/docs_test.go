@@ -48,6 +48,9 @@ func TestExamples_AreGoodManifests(t *testing.T) {
 	dir, err := filepath.Abs(filepath.Join("..", "..", "examples", "plugins"))
 	require.NoError(t, err)
 	list := scan([]string{dir}, time.Now())
+	if len(list.plugins) == 0 {
+		t.Skip("no examples here")
+	}
 	for _, p := range list.plugins {
 		require.NoError(t, p.Err, p.Path)
 		require.Empty(t, p.Manifest.Warnings, p.Path)
