@@ -120,5 +120,5 @@ func logLine(c console, l wire.LogRecord) string {
 	case l.Stream == "stderr":
 		from = "stderr: "
 	}
-	return c.paint(dim, l.At.Local().Format("15:04:05.000")) + " " + level + " " + c.paint(dim, harmless(from, false)) + harmless(l.Message, true)
+	return c.paint(dim, l.Time.Local().Format("15:04:05.000")) + " " + level + " " + c.paint(dim, harmless(from, false)) + harmless(l.Message, true)
 }

@@ -59,23 +59,22 @@ var errDetached = fmt.Errorf("%w: left to itself", errInterrupted)
 // run submits and follows. Ctrl-C is handled here, so that it can cancel the job.
 func (a *app) run(ctx context.Context, c *client.API, req wire.JobRequest, f runFlags) error {
 	ctx, detach := context.WithCancelCause(ctx)
-	defer detach(nil)
 	r := &follower{a: a, c: c, flags: f, detach: detach, screen: newLive(a, view{title: req.Plugin, phase: "submitting", fraction: -1, started: a.now()})}
 
-	var helpers sync.WaitGroup
 	stop := make(chan struct{})
-	helpers.Go(func() { r.watchKeys(ctx, stop) })
-	helpers.Go(func() { r.screen.spin(stop) })
+	r.helpers.Go(func() { r.watchKeys(ctx, stop) })
+	r.helpers.Go(func() { r.screen.spin(stop) })
 	// Nothing may write to the terminal after run returned.
-	defer helpers.Wait()
+	defer r.helpers.Wait()
 	defer close(stop)
+	defer detach(nil)
 	defer r.screen.close()
 
 	job, err := f.submit.send(ctx, c, req, "")
 	if err != nil {
 		return r.cause(ctx, err)
 	}
-	r.accept(job)
+	r.accept(ctx, job)
 	if err := r.follow(ctx, "/v1/jobs/"+url.PathEscape(job.value.Id)+"/events"); err != nil {
 		return r.cause(ctx, err)
 	}
@@ -90,12 +89,14 @@ type follower struct {
 	screen *live
 	detach context.CancelCauseFunc
 
-	mu sync.Mutex // guards id; the key watcher reads it
-	id string     // "" until the job is accepted
+	helpers sync.WaitGroup // everything that run started
 
-	chunks  int // printed; owned by the goroutine that follows
-	attempt int // of the newest record
-	lost    int // connections lost since the last event
+	mu     sync.Mutex // guards what the key watcher shares
+	id     string     // "" until the job is accepted
+	cancel bool       // Ctrl-C was pressed
+
+	chunks int // printed; owned by the goroutine that follows
+	lost   int // connections lost since the last event
 }
 
 func (r *follower) jobID() string {
@@ -104,45 +105,64 @@ func (r *follower) jobID() string {
 	return r.id
 }
 
-func (r *follower) accept(job reply[wire.Job]) {
+func (r *follower) accept(ctx context.Context, job reply[wire.Job]) {
 	r.mu.Lock()
 	r.id = job.value.Id
+	cancel := r.cancel
 	r.mu.Unlock()
+	if cancel { // pressed while the submit was under way
+		r.cancelJob(ctx, job.value.Id)
+	}
 	if r.a.json {
-		return // the journal's records name the job
+		return // the records name the job
 	}
 	r.screen.say(r.a.talk.paint(dim, "job "+job.value.Id))
-	r.screen.update(func(v *view) { v.phase = status(job.value) })
+	if !cancel {
+		r.screen.update(func(v *view) { v.phase = status(job.value) })
+	}
 }
 
 // watchKeys handles Ctrl-C: the first cancels the job, the second lets go of it.
 func (r *follower) watchKeys(ctx context.Context, stop <-chan struct{}) {
-	var cancelling sync.WaitGroup
-	defer cancelling.Wait()
-	for pressed := 0; ; {
+	for pressed := 1; ; pressed++ {
 		select {
 		case <-stop:
 			return
 		case <-r.a.signals:
 		}
-		id := r.jobID()
-		if pressed++; id == "" {
-			r.detach(errInterrupted)
-			return
-		}
-		if pressed > 1 {
-			r.screen.say("leaving job " + id + " to itself; cjm-ctl wait " + id + " follows it again")
-			r.detach(errDetached)
-			return
-		}
-		r.screen.say("cancelling job " + id + " (Ctrl-C again leaves it to itself)")
-		r.screen.update(func(v *view) { v.phase = "cancelling" })
-		cancelling.Go(func() {
-			if _, err := read[wire.Job](r.c.CancelJob(ctx, id, wire.CancelRequest{Reason: "Ctrl-C in cjm-ctl run"})); err != nil && ctx.Err() == nil {
-				r.screen.say("cannot cancel job " + id + ": " + harmless(err.Error(), false))
+		r.mu.Lock()
+		r.cancel = true
+		id := r.id
+		r.mu.Unlock()
+		switch {
+		case pressed == 1:
+			r.screen.say("cancelling the job (Ctrl-C again leaves it to itself)")
+			r.screen.update(func(v *view) { v.phase = "cancelling" })
+			if id != "" {
+				r.cancelJob(ctx, id)
 			}
-		})
+			continue
+		case id == "":
+			r.screen.say("the daemon has not answered; whether it took the job is not known: cjm-ctl jobs --mine")
+		default:
+			r.screen.say("leaving job " + id + " to itself; cjm-ctl wait " + id + " follows it again")
+		}
+		r.detach(errDetached)
+		return
 	}
+}
+
+// cancelJob asks the daemon without waiting for its answer: the events tell.
+// A second Ctrl-C must not take the request back, so it has its own end.
+func (r *follower) cancelJob(ctx context.Context, id string) {
+	r.helpers.Go(func() {
+		ctx, done := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+		defer done()
+		_, err := read[wire.Job](r.c.CancelJob(ctx, id, wire.CancelRequest{Reason: "Ctrl-C in cjm-ctl run"}))
+		if err != nil {
+			r.screen.say("cannot cancel job " + id + ": " + harmless(err.Error(), false))
+		}
+	})
 }
 
 // cause prefers why the context ended over what that broke.
@@ -184,7 +204,7 @@ func (r *follower) event(ev client.Event) error {
 		if err := unpack(ev, &p); err != nil {
 			return err
 		}
-		r.screen.update(func(v *view) { v.fraction, v.message = p.Fraction, p.Message })
+		r.screen.update(func(v *view) { v.fraction, v.message = p.Progress, p.Message })
 	case "log":
 		if !r.flags.logs {
 			return nil
@@ -205,32 +225,22 @@ func (r *follower) event(ev client.Event) error {
 	return nil
 }
 
+// chunk prints what the plugin yielded: the data of the event.
 func (r *follower) chunk(ev client.Event) error {
-	var chunk wire.ChunkRecord
-	if err := unpack(ev, &chunk); err != nil {
-		return err
-	}
-	if chunk.Attempt > r.attempt && r.chunks > 0 {
-		r.screen.say(fmt.Sprintf("attempt %d begins again", chunk.Attempt))
-	}
-	r.attempt = max(r.attempt, chunk.Attempt)
 	r.chunks++
-	return r.screen.data(func() error { return r.a.printValue(json.RawMessage(chunk.Value)) })
+	return r.screen.data(func() error { return r.a.printValue(json.RawMessage(ev.Data)) })
 }
 
 // state shows what a job.* record says.
 func (r *follower) state(ev client.Event) error {
-	var rec wire.StateRecord
-	if err := unpack(ev, &rec); err != nil {
-		return err
-	}
-	var data struct {
-		Phase, Code, Sentence string
-		Error                 *wire.JobError
-	}
 	// Kinds differ in what they carry; what is missing stays empty.
-	if err := json.Unmarshal(rec.Data, &data); err != nil {
-		return fmt.Errorf("cannot understand event %s: %w", ev.Kind, err)
+	var data struct {
+		Phase, Sentence string
+		Attempt         int
+		Error           *wire.JobError
+	}
+	if err := unpack(ev, &data); err != nil {
+		return err
 	}
 	phase := map[string]string{
 		"job.submitted": "queued", "job.held": "held", "job.released": "queued", "job.blocked": "waiting",
@@ -239,6 +249,10 @@ func (r *follower) state(ev client.Event) error {
 	switch ev.Kind {
 	case "job.phase":
 		phase = data.Phase
+	case "job.started":
+		if data.Attempt > 1 && r.chunks > 0 {
+			r.screen.say(fmt.Sprintf("attempt %d begins: what was printed so far comes again", data.Attempt))
+		}
 	case "job.cancel_phase":
 		r.screen.say("cancel: " + map[string]string{
 			"cooperative": "asking the plugin to stop", "interrupt": "interrupting it", "kill": "killing its worker",
@@ -267,11 +281,7 @@ func (r *follower) finish(ctx context.Context) error {
 	}
 	r.screen.close()
 	if r.a.json {
-		line, err := json.Marshal(map[string]json.RawMessage{"kind": json.RawMessage(`"job"`), "data": job.raw})
-		if err != nil {
-			return fmt.Errorf("cannot print the job: %w", err)
-		}
-		if err := r.a.printLine(line); err != nil {
+		if err := r.a.printEvent(client.Event{Kind: "job", Data: job.raw}); err != nil {
 			return err
 		}
 		return outcome(job.value)

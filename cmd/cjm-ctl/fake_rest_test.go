@@ -1,0 +1,274 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+
+	"github.com/cjmd/cjmd/internal/api/wire"
+)
+
+// The parts of the fake daemon that are about other things than running jobs.
+
+func (f *fakeDaemon) Readyz(w http.ResponseWriter, _ *http.Request) {
+	if f.controls.Mode == wire.QueueModeDraining {
+		answer(w, http.StatusServiceUnavailable, wire.Health{Status: wire.HealthStatusFailing, Reasons: []string{"the queue is draining"}})
+		return
+	}
+	answer(w, http.StatusOK, wire.Health{Status: wire.HealthStatusOk})
+}
+
+func (f *fakeDaemon) GetVersion(w http.ResponseWriter, _ *http.Request) {
+	answer(w, http.StatusOK, wire.Version{Version: "9.8.7", Commit: "abcdef", Go: "go1.26", Os: "linux", Arch: "amd64", Api: "1.0.0"})
+}
+
+func (f *fakeDaemon) GetQueue(w http.ResponseWriter, _ *http.Request, _ wire.GetQueueParams) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	q := wire.Queue{Running: []wire.Job{}, Pending: []wire.Job{}, History: []wire.Job{}, Controls: f.controls}
+	for _, j := range f.jobs {
+		switch j.Status {
+		case wire.JobStatusRunning:
+			q.Running, q.Totals.Running = append(q.Running, j.Job), q.Totals.Running+1
+		case wire.JobStatusPending:
+			q.Pending, q.Totals.Pending = append(q.Pending, j.Job), q.Totals.Pending+1
+		default:
+			q.History, q.Totals.Completed = append(q.History, j.Job), q.Totals.Completed+1
+		}
+	}
+	answer(w, http.StatusOK, q)
+}
+
+func (f *fakeDaemon) worker() wire.Worker {
+	w := wire.Worker{Id: "textstats", Plugin: "textstats", State: wire.WorkerStateStopped, Since: fakeTime, Concurrency: 1}
+	if f.loaded {
+		w.State, w.Pid, w.RssMb, w.Generation, w.CallsTotal = wire.WorkerStateReady, 4711, 21.5, 1, 12
+		w.Isolation = []wire.IsolationFact{{Mechanism: "cgroup", Requested: true, InForce: false, Detail: "no writable hierarchy"}}
+	}
+	return w
+}
+
+func (f *fakeDaemon) ListWorkers(w http.ResponseWriter, _ *http.Request) {
+	answer(w, http.StatusOK, wire.WorkerList{Workers: []wire.Worker{f.worker()}})
+}
+
+func (f *fakeDaemon) GetWorker(w http.ResponseWriter, _ *http.Request, id string) {
+	if id != "textstats" {
+		fakeProblem(w, wire.Problem{Status: 404, Code: "worker_not_found", Title: "There is no such worker."})
+		return
+	}
+	answer(w, http.StatusOK, f.worker())
+}
+
+func (f *fakeDaemon) GetSystem(w http.ResponseWriter, _ *http.Request) {
+	answer(w, http.StatusOK, wire.System{Monitor: "cpu", Fresh: true, At: fakeTime, Cpus: 2, CpuPercent: 12.4, MemoryAvailableMb: 3000, MemoryTotalMb: 8000, GpuType: "None", Devices: []wire.Device{}, Processes: []wire.DeviceProcess{}})
+}
+
+func (f *fakeDaemon) monitors(registered string) wire.MonitorList {
+	return wire.MonitorList{Registered: registered, Monitors: []wire.Monitor{{Name: "cpu", Registered: registered == "cpu", State: "fresh", At: fakeTime}}}
+}
+
+func (f *fakeDaemon) ListMonitors(w http.ResponseWriter, _ *http.Request) {
+	answer(w, http.StatusOK, f.monitors(""))
+}
+
+func (f *fakeDaemon) PutMonitor(w http.ResponseWriter, r *http.Request) {
+	var req wire.MonitorRequest
+	_ = json.NewDecoder(r.Body).Decode(&req)
+	answer(w, http.StatusOK, f.monitors(req.Name))
+}
+
+func (f *fakeDaemon) plugin() wire.Plugin {
+	w := f.worker()
+	return wire.Plugin{Name: "textstats", Plugin: "textstats", Version: "1.2.0", Category: "text", Description: "Counts words", Path: "/plugins/textstats/plugin.json",
+		Format: "v3", Enabled: f.enabled, State: w.State, Worker: &w, Runtime: "native"}
+}
+
+func (f *fakeDaemon) ListPlugins(w http.ResponseWriter, _ *http.Request, _ wire.ListPluginsParams) {
+	answer(w, http.StatusOK, wire.PluginList{Plugins: []wire.Plugin{f.plugin(), {Name: "bad", Path: "/plugins/bad/plugin.json", Error: "line 3: name is missing", State: wire.WorkerStateStopped}}})
+}
+
+func (f *fakeDaemon) DiscoverPlugins(w http.ResponseWriter, r *http.Request) {
+	f.ListPlugins(w, r, wire.ListPluginsParams{})
+}
+
+// known answers 404 for every plugin but textstats.
+func (f *fakeDaemon) known(w http.ResponseWriter, name string) bool {
+	if name == "textstats" {
+		return true
+	}
+	fakeProblem(w, wire.Problem{Status: 404, Code: "plugin_not_found", Title: "There is no such plugin.", Detail: "There is no plugin with this name (did you mean \"textstats\"?)."})
+	return false
+}
+
+func (f *fakeDaemon) set(w http.ResponseWriter, name string, change func()) {
+	if !f.known(w, name) {
+		return
+	}
+	f.change(change)
+	answer(w, http.StatusOK, f.plugin())
+}
+
+func (f *fakeDaemon) GetPlugin(w http.ResponseWriter, _ *http.Request, name wire.PluginName) {
+	f.set(w, name, func() {})
+}
+
+func (f *fakeDaemon) LoadPlugin(w http.ResponseWriter, _ *http.Request, name wire.PluginName) {
+	f.set(w, name, func() { f.loaded = true })
+}
+
+func (f *fakeDaemon) UnloadPlugin(w http.ResponseWriter, _ *http.Request, name wire.PluginName) {
+	f.set(w, name, func() { f.loaded = false })
+}
+
+func (f *fakeDaemon) ReloadPlugin(w http.ResponseWriter, _ *http.Request, name wire.PluginName) {
+	f.set(w, name, func() { f.loaded = true })
+}
+
+func (f *fakeDaemon) EnablePlugin(w http.ResponseWriter, _ *http.Request, name wire.PluginName) {
+	f.set(w, name, func() { f.enabled = true })
+}
+
+func (f *fakeDaemon) DisablePlugin(w http.ResponseWriter, _ *http.Request, name wire.PluginName) {
+	f.set(w, name, func() { f.enabled = false })
+}
+
+func (f *fakeDaemon) LoadAll(w http.ResponseWriter, _ *http.Request) {
+	answer(w, http.StatusOK, wire.BulkResult{Results: []wire.BulkItem{{Name: "textstats", Ok: true}, {Name: "bad", Ok: false, Error: "name is missing"}}})
+}
+
+func (f *fakeDaemon) GetConfig(w http.ResponseWriter, _ *http.Request, name wire.PluginName) {
+	if f.known(w, name) {
+		raw, _ := json.Marshal(f.config)
+		answer(w, http.StatusOK, wire.PluginConfig{Name: name, Config: raw, Revision: 1})
+	}
+}
+
+func (f *fakeDaemon) PutConfig(w http.ResponseWriter, r *http.Request, name wire.PluginName) {
+	var req wire.ConfigRequest
+	_ = json.NewDecoder(r.Body).Decode(&req)
+	var config map[string]any
+	_ = json.Unmarshal(req.Config, &config)
+	if beam, ok := config["beam"].(float64); ok && beam < 1 {
+		fakeProblem(w, wire.Problem{Status: 422, Code: "invalid_config", Title: "The configuration is not valid.", Errors: []wire.FieldError{{Pointer: "/config/beam", Message: "beam: 0 is less than minimum 1"}}})
+		return
+	}
+	f.change(func() { f.config = config })
+	answer(w, http.StatusOK, wire.PluginConfig{Name: name, Config: req.Config, Revision: 2, Applied: wire.PluginConfigAppliedReconfigured})
+}
+
+func (f *fakeDaemon) GetConfigSchema(w http.ResponseWriter, _ *http.Request, _ wire.PluginName) {
+	answer(w, http.StatusOK, map[string]any{"type": "object"})
+}
+
+func (f *fakeDaemon) PatchJob(w http.ResponseWriter, r *http.Request, id wire.JobID, _ wire.PatchJobParams) {
+	j := f.find(w, id)
+	if j == nil {
+		return
+	}
+	var req wire.JobPatch
+	_ = json.NewDecoder(r.Body).Decode(&req)
+	if final(j.Status) {
+		fakeProblem(w, wire.Problem{Status: 409, Code: "job_state", Title: "The job's state forbids it.", Detail: "cannot change job " + id + ": it is " + string(j.Status)})
+		return
+	}
+	f.change(func() { j.Priority = *req.Priority })
+	answer(w, http.StatusOK, j.Job)
+}
+
+func (f *fakeDaemon) HoldJob(w http.ResponseWriter, _ *http.Request, id wire.JobID) {
+	if j := f.find(w, id); j != nil {
+		answer(w, http.StatusOK, j.Job)
+	}
+}
+
+func (f *fakeDaemon) ReleaseJob(w http.ResponseWriter, r *http.Request, id wire.JobID) {
+	f.HoldJob(w, r, id)
+}
+
+func (f *fakeDaemon) RetryJob(w http.ResponseWriter, _ *http.Request, id wire.JobID) {
+	if j := f.find(w, id); j != nil {
+		again := j.Job
+		again.Id, again.RetryOf = id+"-again", id
+		answer(w, http.StatusAccepted, again)
+	}
+}
+
+func (f *fakeDaemon) ExplainJob(w http.ResponseWriter, _ *http.Request, id wire.JobID) {
+	if j := f.find(w, id); j != nil {
+		answer(w, http.StatusOK, wire.Explanation{Job: id, Status: j.Status, Phase: j.Phase, Sentence: "The job waits for memory.", Block: j.Block, Ahead: 2, Policy: "queue"})
+	}
+}
+
+func (f *fakeDaemon) GetJobLogs(w http.ResponseWriter, r *http.Request, id wire.JobID, _ wire.GetJobLogsParams) {
+	j := f.find(w, id)
+	if j == nil {
+		return
+	}
+	writeLog(w, r, j.records)
+}
+
+func (f *fakeDaemon) GetPluginLogs(w http.ResponseWriter, r *http.Request, name wire.PluginName, _ wire.GetPluginLogsParams) {
+	if f.known(w, name) {
+		writeLog(w, r, []fakeRecord{{"log", wire.LogRecord{Time: fakeTime, Level: "warning", Stream: "stderr", Message: "careful\x1b[2J"}}})
+	}
+}
+
+func writeLog(w http.ResponseWriter, r *http.Request, records []fakeRecord) {
+	if r.Header.Get("Accept") != "application/x-ndjson" {
+		fakeProblem(w, wire.Problem{Status: 406, Code: "not_acceptable", Title: "NDJSON only."})
+		return
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	for _, rec := range records {
+		if rec.kind == "log" {
+			_ = json.NewEncoder(w).Encode(rec.data)
+		}
+	}
+}
+
+func (f *fakeDaemon) control(w http.ResponseWriter, plugin *string, mode wire.QueueMode) {
+	f.change(func() {
+		if plugin == nil {
+			f.controls.Mode = mode
+			return
+		}
+		if f.controls.Plugins == nil {
+			f.controls.Plugins = map[string]wire.QueueMode{}
+		}
+		f.controls.Plugins[*plugin] = mode
+	})
+	answer(w, http.StatusOK, f.controls)
+}
+
+func (f *fakeDaemon) PauseQueue(w http.ResponseWriter, _ *http.Request, p wire.PauseQueueParams) {
+	f.control(w, p.Plugin, wire.QueueModePaused)
+}
+
+func (f *fakeDaemon) ResumeQueue(w http.ResponseWriter, _ *http.Request, p wire.ResumeQueueParams) {
+	f.control(w, p.Plugin, wire.QueueModeRunning)
+}
+
+func (f *fakeDaemon) DrainQueue(w http.ResponseWriter, _ *http.Request, p wire.DrainQueueParams) {
+	f.control(w, p.Plugin, wire.QueueModeDraining)
+}
+
+func (f *fakeDaemon) ListTokens(w http.ResponseWriter, _ *http.Request) {
+	answer(w, http.StatusOK, wire.TokenList{Tokens: f.tokens})
+}
+
+func (f *fakeDaemon) CreateToken(w http.ResponseWriter, r *http.Request) {
+	var req wire.TokenRequest
+	_ = json.NewDecoder(r.Body).Decode(&req)
+	token := wire.Token{Name: req.Name, Role: req.Role, CreatedAt: fakeTime}
+	f.change(func() { f.tokens = append(f.tokens, token) })
+	answer(w, http.StatusCreated, wire.TokenCreated{Token: token, Secret: fmt.Sprintf("secret-of-%s-%s", req.Name, req.ExpiresIn)})
+}
+
+func (f *fakeDaemon) DeleteToken(w http.ResponseWriter, _ *http.Request, name string) {
+	f.change(func() {
+		f.tokens = slices.DeleteFunc(f.tokens, func(t wire.Token) bool { return t.Name == name })
+	})
+	w.WriteHeader(http.StatusNoContent)
+}
