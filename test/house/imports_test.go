@@ -38,6 +38,7 @@ var rules = []rule{
 	{"cmd/cjmd", []string{"api", "internal/...", "sdk/python"}},
 	{"api", nil},
 	{"sdk/python", nil},
+	{"examples/...", nil},
 	{"bench/...", []string{"bench/...", "internal/...", "cmd/...", "sdk/python", "api"}},
 	{"test/...", []string{"test/...", "internal/...", "cmd/...", "sdk/python", "api"}},
 }
