@@ -500,10 +500,24 @@ class End(WorkerTest):
             w.sock.sendall(raw)
             w.wait()
             self.assertIn(text, w.stderr())
+
+    def test_misplaced_requests_are_refused_and_change_nothing(self) -> None:
         w = self.worker(ECHO)
-        w.start("j")
+        self.assertEqual(w.execute("early").error["code"], -32600)
+        w.hello()
+        self.assertEqual(w.hello().error["code"], -32600)
+        self.assertEqual(w.execute("j", 1).json()["args"], [1])
+
+    def test_unknown_protocol_version_and_cut_frame(self) -> None:
+        w = self.worker(ECHO)
+        w.send_hello(protocol=[9])
         w.wait()
-        self.assertIn("hello must be first", w.stderr())
+        self.assertIn("this worker speaks 1", w.stderr())
+        w = self.loaded(ECHO)
+        w.sock.sendall(b"\0\0\0\5\0")
+        w.sock.shutdown(1)
+        w.wait()
+        self.assertIn("end of file inside a frame", w.stderr())
 
     def test_forked_children_neither_answer_nor_hold_the_socket(self) -> None:
         w = self.loaded("""
