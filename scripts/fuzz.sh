@@ -22,8 +22,10 @@ while IFS= read -r file; do
     [ -n "$file" ] || continue
     echo "== $file (${seconds}s)"
     dir=$(dirname "$file")
+    top=$dir
+    if [ -e "$dir/__init__.py" ]; then top=$(dirname "$dir"); fi
     PYTHONPATH="$PWD/$(dirname "$dir"):$PWD/sdk/python${PYTHONPATH:+:$PYTHONPATH}" CJM_FUZZ_SECONDS="$seconds" \
-        "$python" -m unittest discover -s "$dir" -t "$dir" -p "$(basename "$file")"
+        "$python" -m unittest discover -s "$dir" -t "$top" -p "$(basename "$file")"
     count=$((count + 1))
 done < <(git ls-files -co --exclude-standard -- '*/tests/fuzz_*.py')
 

@@ -10,12 +10,15 @@ if [ "${#dirs[@]}" -eq 0 ]; then
     echo "no Python tests found below a folder called tests" >&2
     exit 1
 fi
+# A folder with __init__.py is a package, whose modules may import each other.
+top() { if [ -e "$1/__init__.py" ]; then dirname "$1"; else echo "$1"; fi; }
+
 failed=0
 for dir in "${dirs[@]}"; do
     echo "== $dir ($("$python" --version))"
     parent=$(dirname "$dir")
     # -P is not used: it is newer than the oldest Python that the runtime supports.
     PYTHONPATH="$PWD/$parent:$PWD/sdk/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 \
-        "$python" -X dev -W error::ResourceWarning -m unittest discover -s "$dir" -t "$dir" || failed=1
+        "$python" -X dev -W error::ResourceWarning -m unittest discover -s "$dir" -t "$(top "$dir")" || failed=1
 done
 exit "$failed"
