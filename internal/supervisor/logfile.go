@@ -40,9 +40,9 @@ func newLogFile(dir string, limits LogLimits, quota *logQuota) *logFile {
 	return &logFile{dir: dir, limits: limits, quota: quota}
 }
 
-// appendLine formats one line: time, stream, then job=… and the level where
-// they are known, then the text.
-func appendLine(b []byte, l LogLine) []byte {
+// appendHead formats what stands before a line's text: time, stream, then job=…
+// and level=… where they are known.
+func appendHead(b []byte, l LogLine) []byte {
 	b = l.At.UTC().AppendFormat(b, timeLayout)
 	b = append(b, ' ')
 	b = append(b, l.Stream...)
@@ -52,11 +52,15 @@ func appendLine(b []byte, l LogLine) []byte {
 	if l.Level != "" {
 		b = append(append(b, " level="...), l.Level...)
 	}
-	b = append(append(b, " | "...), l.Text...)
-	return append(b, '\n')
+	return append(b, " | "...)
 }
 
-// parseLine reads back what appendLine wrote; ok is false for anything else.
+// sameHead reports whether appendHead gives the same for both.
+func (l LogLine) sameHead(o LogLine) bool {
+	return l.At.Equal(o.At) && l.Stream == o.Stream && l.Call == o.Call && l.Level == o.Level
+}
+
+// parseLine reads back a line that begins with what appendHead wrote; ok is false for anything else.
 func parseLine(s string) (l LogLine, ok bool) {
 	head, text, ok := strings.Cut(s, " | ")
 	f := strings.Fields(head)

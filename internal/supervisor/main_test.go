@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 	if code, ok := reexec.Dispatch(os.Args[1:]); ok {
 		os.Exit(code)
 	}
+	if len(os.Args) > 3 && os.Args[1] == verbDaemon {
+		os.Exit(daemonMain(os.Args[2:]))
+	}
 	os.Exit(run(m))
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 )
 
 // LogLine is one line of a worker's log.
@@ -95,13 +96,17 @@ func (w *WorkerLog) add(lines ...LogLine) {
 	if w.closed {
 		return
 	}
-	for _, line := range lines {
+	var head []byte // of the previous line: most lines of a batch share it
+	for i, line := range lines {
 		w.push(line)
 		if len(w.backlog) > backlogBytes {
 			w.dropped++
 			continue
 		}
-		w.backlog = appendLine(w.backlog, line)
+		if i == 0 || !line.sameHead(lines[i-1]) {
+			head = appendHead(head[:0], line)
+		}
+		w.backlog = append(append(append(w.backlog, head...), line.Text...), '\n')
 	}
 	close(w.fresh)
 	w.fresh = make(chan struct{})
@@ -224,7 +229,8 @@ func (w *WorkerLog) writeFile() {
 		w.backlog, w.dropped = spare[:0], 0
 		w.mu.Unlock()
 		if dropped > 0 {
-			batch = appendLine(batch, LogLine{At: time.Now(), Stream: "cjmd", Text: fmt.Sprintf("%d lines dropped: the disk was too slow", dropped)})
+			batch = appendHead(batch, LogLine{At: time.Now(), Stream: "cjmd"})
+			batch = fmt.Appendf(batch, "%d lines dropped: the disk was too slow\n", dropped)
 		}
 		err := w.file.write(batch)
 		if err != nil {
@@ -232,7 +238,9 @@ func (w *WorkerLog) writeFile() {
 		}
 		w.lost(int(dropped))
 		w.tellLoss(err, dropped)
-		spare = batch
+		if spare = batch; cap(spare) > ringBytes {
+			spare = nil // a flood's; the next batch is small again
+		}
 		if closed {
 			return
 		}
@@ -274,18 +282,19 @@ func (w *WorkerLog) close() {
 // pump reads a stream until its end and never stops reading: a worker that
 // prints is never blocked by us. It returns at end of file or when r is closed.
 func (w *WorkerLog) pump(r *os.File, stream string, heard func()) {
-	buf := make([]byte, maxLine)
+	growPipe(r)
+	buf := make([]byte, 4*maxLine)
 	fill := 0
 	for {
 		n, err := r.Read(buf[fill:])
 		fill += n
 		if n > 0 {
 			heard()
-			fill = w.split(buf, fill, stream)
+			fill = w.split(buf[:fill], stream)
 		}
 		if err != nil {
 			if fill > 0 {
-				w.add(LogLine{At: time.Now(), Stream: stream, Text: text(buf[:fill])})
+				w.add(LogLine{At: time.Now(), Stream: stream, Text: visible(strings.ToValidUTF8(string(buf[:fill]), "\uFFFD"))})
 			}
 			if !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrClosed) {
 				w.note("cannot read %s any more: %v", stream, err)
@@ -295,34 +304,51 @@ func (w *WorkerLog) pump(r *os.File, stream string, heard func()) {
 	}
 }
 
-// split hands over the whole lines of buf[:fill] and moves the rest to the
-// front. A full buffer without an end of line is a line.
-func (w *WorkerLog) split(buf []byte, fill int, stream string) int {
-	var lines []LogLine
-	now := time.Now()
-	rest := buf[:fill]
-	for {
-		i := bytes.IndexByte(rest, '\n')
-		if i < 0 {
-			break
-		}
-		lines = append(lines, LogLine{At: now, Stream: stream, Text: text(rest[:i])})
-		rest = rest[i+1:]
+// growPipe asks for a larger pipe, so that a flood costs fewer wake-ups. A user
+// over the limit keeps the default size.
+func growPipe(r *os.File) {
+	if c, err := r.SyscallConn(); err == nil {
+		_ = c.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, 1<<20) })
 	}
-	if len(rest) == len(buf) {
-		lines = append(lines, LogLine{At: now, Stream: stream, Text: text(rest)})
-		rest = nil
-	}
-	w.add(lines...)
-	return copy(buf, rest)
 }
 
-// text makes a valid line of what a worker printed. Progress bars overwrite
-// their line with carriage returns: what was visible last is kept.
-func text(b []byte) string {
-	b = bytes.TrimSuffix(b, []byte("\r"))
-	if i := bytes.LastIndexByte(b, '\r'); i >= 0 {
-		b = b[i+1:]
+// split hands over the whole lines of buf, in pieces of at most maxLine, moves
+// the rest to the front and returns its length.
+func (w *WorkerLog) split(buf []byte, stream string) int {
+	end := bytes.LastIndexByte(buf, '\n') + 1
+	if rest := len(buf) - end; rest >= maxLine {
+		end = len(buf) - rest%maxLine
 	}
-	return strings.ToValidUTF8(string(b), "\uFFFD")
+	if end == 0 {
+		return len(buf)
+	}
+	// One string for all: its lines leave the ring together, more or less.
+	block := strings.ToValidUTF8(string(buf[:end]), "\uFFFD")
+	plain := strings.IndexByte(block, '\r') < 0
+	now := time.Now()
+	lines := make([]LogLine, 0, 64)
+	for len(block) > 0 {
+		i := strings.IndexByte(block, '\n')
+		line, next := block, ""
+		if i >= 0 {
+			line, next = block[:i], block[i+1:]
+		}
+		if len(line) > maxLine {
+			line, next = block[:maxLine], block[maxLine:]
+		}
+		if !plain {
+			line = visible(line)
+		}
+		lines = append(lines, LogLine{At: now, Stream: stream, Text: line})
+		block = next
+	}
+	w.add(lines...)
+	return copy(buf, buf[end:])
+}
+
+// visible is what a terminal would show of a line: progress bars overwrite
+// theirs with carriage returns.
+func visible(s string) string {
+	s = strings.TrimSuffix(s, "\r")
+	return s[strings.LastIndexByte(s, '\r')+1:]
 }

@@ -179,7 +179,7 @@ func (s *shimmed) Wait() (isolation.ExitStatus, error) {
 // carry the marker after somebody killed the shim.
 func (s *shimmed) members(t proc.Table) []proc.Stat {
 	found := map[int]proc.Stat{}
-	for _, b := range t.Below(s.shimID.PID) {
+	for _, b := range s.below(t) {
 		found[b.PID] = b
 	}
 	if s.shimGone() {
@@ -191,6 +191,14 @@ func (s *shimmed) members(t proc.Table) []proc.Stat {
 		}
 	}
 	return values(found)
+}
+
+// below is empty once the shim is gone: its pid may be another's by then.
+func (s *shimmed) below(t proc.Table) []proc.Stat {
+	if t[s.shimID.PID].Start != s.shimID.Start {
+		return nil
+	}
+	return t.Below(s.shimID.PID)
 }
 
 func (s *shimmed) shimGone() bool {
@@ -255,7 +263,7 @@ func (s *shimmed) Usage() (isolation.Usage, error) {
 	if err != nil {
 		return u, err
 	}
-	for _, m := range t.Below(s.shimID.PID) {
+	for _, m := range s.below(t) {
 		u.Processes++
 		u.RSS += m.RSS
 		u.CPUTime += m.CPU

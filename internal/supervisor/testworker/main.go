@@ -58,7 +58,6 @@ func main() {
 	flag.BoolVar(&l.deafCancel, "deaf-cancel", false, "do not answer cancels")
 	sleeper := flag.Bool("sleeper", false, "be one of the children")
 	spawn := flag.Bool("spawn-orphan", false, "start a sleeper in its own session and leave")
-	bomb := flag.Int("bomb", 0, "fork for ever, at most this many at a time below each")
 	flag.Parse()
 	switch {
 	case *sleeper:
@@ -66,9 +65,6 @@ func main() {
 		forever()
 	case *spawn:
 		start(&syscall.SysProcAttr{Setsid: true}, "-sleeper")
-		return
-	case *bomb > 0:
-		explode(*bomb)
 		return
 	}
 	if l.stderr != "" {
@@ -105,18 +101,6 @@ func start(attr *syscall.SysProcAttr, args ...string) *exec.Cmd {
 		os.Exit(3)
 	}
 	return cmd
-}
-
-// explode keeps making processes that make processes, until the budget of
-// generations is used up.
-func explode(budget int) {
-	for range 4 {
-		start(&syscall.SysProcAttr{Setsid: true}, "-bomb", strconv.Itoa(max(budget-1, 0)))
-		if budget <= 1 {
-			break
-		}
-	}
-	forever()
 }
 
 // forever blocks without the runtime calling it a deadlock.
@@ -289,8 +273,6 @@ func (w *worker) harm(what string, n int) {
 		for range n {
 			start(nil, "-sleeper")
 		}
-	case "bomb":
-		start(&syscall.SysProcAttr{Setsid: true}, "-bomb", strconv.Itoa(n))
 	case "freeze":
 		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 	}
