@@ -52,6 +52,7 @@ class CheckPlugin:
         raise error
 
     def _op_wait(self, args: Any, kwargs: Dict[str, Any]) -> None:
+        cjmworker.report_progress(-1, "waiting")
         while True:
             if not kwargs.get("deaf"):
                 cjmworker.check_cancel()

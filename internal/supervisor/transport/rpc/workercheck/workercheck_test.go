@@ -80,15 +80,15 @@ func TestExamples_ShellWorkerPassesWhatItOffers(t *testing.T) {
 	}
 }
 
-func TestPythonRuntime_PassesEverythingButConcurrency(t *testing.T) {
+func TestPythonRuntime_PassesEverything(t *testing.T) {
 	python, err := exec.LookPath("python3")
 	if err != nil {
 		t.Skip("no python3 on PATH")
 	}
 	t.Setenv("PYTHONPATH", filepath.Join(root(t), "sdk/python"))
 	rep := check(t, python, "-m", "cjmworker")
-	if want := []string{"concurrent"}; !rep.OK() || !slices.Equal(skips(rep), want) {
-		t.Fatalf("%d failed, skipped: %v, want %v", rep.Failed, skips(rep), want)
+	if !rep.OK() || rep.Skipped != 0 {
+		t.Fatalf("%d failed, skipped: %v", rep.Failed, skips(rep))
 	}
 }
 
