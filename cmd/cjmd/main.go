@@ -1,0 +1,80 @@
+// Command cjmd is the daemon: it reads its configuration, builds everything in
+// one visible order (assemble.go), runs it, and takes it down in the order that
+// docs/ARCHITECTURE.md gives. It decides nothing itself.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cjmd/cjmd/internal/isolation/guardian"
+	"github.com/cjmd/cjmd/internal/isolation/shim"
+)
+
+// Set by the linker (Makefile).
+var (
+	version = "devel"
+	commit  = "unknown"
+	date    = "unknown"
+)
+
+// exitError carries an exit code through cobra; its text is already printed.
+type exitError struct{ code int }
+
+func (e exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
+
+func main() {
+	// The two re-exec verbs run once per worker: they go past the command
+	// line parser, which would cost a tenth of a worker's start.
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case "worker-shim":
+			os.Exit(shim.Main(os.Args[2:]))
+		case "worker-guardian":
+			os.Exit(guardian.Main(os.Args[2:]))
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run is the whole program but for the process: it returns the exit code.
+func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int {
+	root := &cobra.Command{
+		Use:           "cjmd",
+		Short:         "Job server for one GPU box",
+		Long:          "cjmd runs plugins in isolated worker processes behind a durable, resource-aware queue.\nWithout a verb it serves.",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Version:       fmt.Sprintf("%s (commit %s, %s)", version, commit, date),
+	}
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	serve := serveCommand(env)
+	root.AddCommand(serve, configCommand(env), workerCheckCommand())
+	root.Args = cobra.NoArgs
+	root.Flags().AddFlagSet(serve.Flags())
+	root.RunE = serve.RunE
+
+	err := root.ExecuteContext(ctx)
+	var exit exitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.code
+	default:
+		fmt.Fprintf(stderr, "cjmd: %v\n", err)
+		return 1
+	}
+}

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cjmd/cjmd/internal/config"
+	"github.com/cjmd/cjmd/internal/plugins"
+	"github.com/cjmd/cjmd/internal/resource"
+	"github.com/cjmd/cjmd/internal/supervisor"
+)
+
+// specs turns an instance into what the supervisor runs. It is asked at each
+// start of a worker, so a changed manifest or config is used by the next one.
+type specs struct {
+	cfg     *config.Config
+	plugins *plugins.Catalog
+	secrets *plugins.Secrets
+	runtime string // directory that goes onto PYTHONPATH
+	environ []string
+}
+
+// Spec implements supervisor.Catalog.
+func (s *specs) Spec(_ context.Context, instance string) (supervisor.Spec, error) {
+	inst, man, err := s.plugins.Instance(instance)
+	if err != nil {
+		return supervisor.Spec{}, err
+	}
+	if err := plugins.Runnable(man); err != nil {
+		return supervisor.Spec{}, err
+	}
+	if man.Runtime != "" && man.Runtime != "native" {
+		return supervisor.Spec{}, fmt.Errorf("cannot run %q: its manifest asks for runtime %q, this daemon has native", instance, man.Runtime)
+	}
+	secrets, err := s.secrets.Values(man.Name, man.Secrets)
+	if err != nil {
+		return supervisor.Spec{}, err
+	}
+	dirs := s.dirs(inst)
+	for _, dir := range []string{dirs.Data, dirs.Models, dirs.Cache} {
+		if err := os.MkdirAll(dir, 0o750); err != nil {
+			return supervisor.Spec{}, fmt.Errorf("cannot make a directory for %q: %w", instance, err)
+		}
+	}
+	env, err := plugins.BuildEnv(s.environ, man, inst, dirs)
+	if err != nil {
+		return supervisor.Spec{}, err
+	}
+	concurrency := max(1, man.Concurrency)
+	if inst.Concurrency > 0 {
+		concurrency = inst.Concurrency
+	}
+	s.plugins.MarkStarted(instance, man.Hash)
+	return supervisor.Spec{
+		Instance:  instance,
+		Plugin:    man.Name,
+		Transport: "native",
+		Command:   workerCommand(man),
+		Dir:       dirs.Data,
+		Env:       prependPath(env, "PYTHONPATH", append([]string{s.runtime}, man.CodeDirs...)),
+		Hello: supervisor.Hello{
+			Instance: instance, Plugin: man.Name, Module: man.Module, Class: man.Class,
+			Config:     inst.Config,
+			Dirs:       map[string]string{"data": dirs.Data, "models": dirs.Models, "cache": dirs.Cache},
+			Secrets:    secrets,
+			Concurrent: concurrency,
+		},
+		Concurrency:  concurrency,
+		StartCap:     orElse(man.Timeouts.Start, s.cfg.Workers.StartCap),
+		StallTimeout: orElse(man.Timeouts.Stall, s.cfg.Workers.StallTimeout),
+		StopGrace:    orElse(man.Timeouts.StopGrace, s.cfg.Workers.StopGrace),
+		Isolation:    isolationWish(s.cfg, man, inst),
+		Limits:       resourceLimits(man, inst),
+	}, nil
+}
+
+func (s *specs) dirs(inst plugins.Instance) plugins.EnvDirs {
+	return plugins.EnvDirs{
+		Data:   filepath.Join(s.cfg.DataDir(), inst.ID),
+		Models: s.cfg.ModelsDir(),
+		Cache:  filepath.Join(s.cfg.CacheDir, "workers", inst.ID),
+	}
+}
+
+// workerCommand is the program of a native worker: the embedded runtime under
+// the environment's interpreter, or the manifest's own command.
+func workerCommand(man plugins.Manifest) []string {
+	if len(man.Command) > 0 {
+		return man.Command
+	}
+	return []string{man.PythonPath, "-m", "cjmworker"}
+}
+
+func isolationWish(cfg *config.Config, man plugins.Manifest, inst plugins.Instance) supervisor.IsolationWish {
+	wish := man.Isolation
+	if inst.Isolation != nil {
+		wish = *inst.Isolation
+	}
+	if wish.Tier == "" {
+		wish.Tier = cfg.Workers.Isolation.Tier
+	}
+	return supervisor.IsolationWish{Tier: wish.Tier, Require: wish.Require}
+}
+
+func resourceLimits(man plugins.Manifest, inst plugins.Instance) supervisor.ResourceLimits {
+	l := man.Limits
+	if inst.Limits != nil {
+		l = *inst.Limits
+	}
+	return supervisor.ResourceLimits{
+		MemoryMax: int64(resource.FromMB(float64(l.MemoryMaxMB))),
+		PidsMax:   l.PidsMax, NoFile: l.NoFile, Nice: l.Nice,
+	}
+}
+
+// prependPath puts dirs before what env already has under name.
+func prependPath(env []string, name string, dirs []string) []string {
+	joined := strings.Join(dirs, string(os.PathListSeparator))
+	for i, kv := range env {
+		if have, ok := strings.CutPrefix(kv, name+"="); ok {
+			env[i] = name + "=" + joined + string(os.PathListSeparator) + have
+			return env
+		}
+	}
+	return append(env, name+"="+joined)
+}
+
+func orElse[T comparable](v, fallback T) T {
+	var zero T
+	if v == zero {
+		return fallback
+	}
+	return v
+}
