@@ -122,16 +122,23 @@ func summary(e *Explanation, job jobs.Job) string {
 	case job.Status == jobs.Running:
 		return "the job is running (" + string(job.Phase) + ")"
 	case e.Block != nil && e.Ahead > 0:
-		return e.Block.Sentence + "; " + strconv.Itoa(e.Ahead) + " jobs of " + job.Spec.Instance + " come first"
+		return e.Block.Sentence + "; " + behind(e.Ahead, job.Spec.Instance)
 	case e.Block != nil:
 		return e.Block.Sentence
 	case job.Phase == jobs.Held:
 		return "the job is on hold until it is released"
 	case e.Ahead > 0:
-		return strconv.Itoa(e.Ahead) + " jobs of " + job.Spec.Instance + " come first"
+		return behind(e.Ahead, job.Spec.Instance)
 	case e.Ahead < 0:
 		return "the job is not ready to start (paused queue, dependency or retry delay)"
 	default:
 		return "the job starts with the next pass"
 	}
+}
+
+func behind(n int, instance string) string {
+	if n == 1 {
+		return "1 job of " + instance + " comes first"
+	}
+	return strconv.Itoa(n) + " jobs of " + instance + " come first"
 }

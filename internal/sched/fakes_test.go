@@ -36,6 +36,9 @@ type fakeQueue struct {
 	requeued map[jobs.ID]int
 	broken   error // what Finish answers while set
 	paused   bool
+	durable  chan struct{} // what Started answers; nil: durable at once
+	admits   int
+	admitErr error
 }
 
 func newFakeQueue() *fakeQueue {
@@ -128,6 +131,10 @@ func (q *fakeQueue) Expire(context.Context, time.Time) error { return nil }
 func (q *fakeQueue) Admit(_ context.Context, id jobs.ID, _ string) (sched.Run, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.admits++
+	if q.admitErr != nil {
+		return nil, q.admitErr
+	}
 	j := q.jobs[id]
 	if j.Status != jobs.Pending {
 		return nil, &jobs.StateConflictError{ID: id, Status: j.Status, Action: "admit"}
@@ -182,6 +189,11 @@ type fakeRun struct {
 func (r *fakeRun) Job() jobs.Job { return r.job }
 
 func (r *fakeRun) Started() <-chan struct{} {
+	r.q.mu.Lock()
+	defer r.q.mu.Unlock()
+	if r.q.durable != nil {
+		return r.q.durable
+	}
 	c := make(chan struct{})
 	close(c)
 	return c
@@ -422,9 +434,10 @@ func (g *fakeGate) Registered() string {
 type fakeCatalog struct {
 	changed chan struct{}
 
-	mu    sync.Mutex
-	insts map[string]plugins.Instance
-	mans  map[string]plugins.Manifest
+	mu     sync.Mutex
+	insts  map[string]plugins.Instance
+	mans   map[string]plugins.Manifest
+	broken error // what SetConfig answers
 }
 
 func (c *fakeCatalog) declare(name string, change ...func(*plugins.Instance, *plugins.Manifest)) {
@@ -486,6 +499,9 @@ func (c *fakeCatalog) CheckConfig(string, json.RawMessage) ([]plugins.Issue, err
 func (c *fakeCatalog) SetConfig(_ context.Context, id string, config json.RawMessage) (plugins.Instance, []plugins.Issue, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.broken != nil {
+		return plugins.Instance{}, nil, c.broken
+	}
 	in := c.insts[id]
 	in.Config = config
 	c.insts[id] = in

@@ -160,13 +160,13 @@ func (l *loop) pass() time.Duration {
 
 func (l *loop) readMail() {
 	l.ended, l.calls = l.s.mail.take(l.ended, l.calls)
+	for i, f := range l.calls { // first: who withdrew a wish did so before anything ended
+		f(l)
+		l.calls[i] = nil
+	}
 	for i, r := range l.ended {
 		l.runEnded(r)
 		l.ended[i] = nil
-	}
-	for i, f := range l.calls {
-		f(l)
-		l.calls[i] = nil
 	}
 }
 
