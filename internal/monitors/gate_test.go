@@ -303,12 +303,12 @@ func TestGate_AFailingMonitorIsRetriedWithGrowingDelay(t *testing.T) {
 		}
 		b.register(m)
 		b.wantFresh(false, monitors.StateFailed)
-		if st := b.State(); st[0].Error != "no driver" || st[0].RetryAt.Sub(time.Now()) != time.Second {
+		if st := b.State(); st[0].Error != "no driver" || time.Until(st[0].RetryAt) != time.Second {
 			t.Errorf("state %+v", st)
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
-		if st := b.State(); st[0].Error != "the monitor panicked: driver" || st[0].RetryAt.Sub(time.Now()) != 2*time.Second {
+		if st := b.State(); st[0].Error != "the monitor panicked: driver" || time.Until(st[0].RetryAt) != 2*time.Second {
 			t.Errorf("state %+v", st)
 		}
 		time.Sleep(2*time.Second + 4*time.Second)

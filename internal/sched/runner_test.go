@@ -109,7 +109,7 @@ func TestCoolDown_DoublesAndAfterFiveAPersonMustLook(t *testing.T) {
 		for i, cool := range []time.Duration{10, 20, 40, 80} {
 			b.want(jobs.ID(fmt.Sprint(i)), jobs.Failed)
 			blk := b.wantBlock("a", "cooling_down")
-			if got := blk.Earliest.Sub(time.Now()); got != cool*time.Second {
+			if got := time.Until(blk.Earliest); got != cool*time.Second {
 				t.Errorf("after %d failures the cool-down is %v", i+1, got)
 			}
 			time.Sleep(cool*time.Second - time.Millisecond)

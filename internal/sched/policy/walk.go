@@ -107,12 +107,12 @@ func (w *walk) startOrNot(i int, job *jobs.Ready) verdict {
 		w.start(g, job, nil)
 		return started
 	}
-	if !w.rule.check {
+	if !w.rule.check || !w.needsFacts(g) {
 		claims, _ := w.book.place(g)
 		w.start(g, job, claims)
 		return started
 	}
-	if w.needsFacts(g) && !w.view.Fresh {
+	if !w.view.Fresh { // nothing is judged, least of all "never", without a reading
 		w.block(g, w.stale())
 		return waits
 	}
