@@ -59,7 +59,8 @@ type Gate struct {
 	swap    chan struct{} // capacity 1: another monitor was registered
 
 	mu      sync.Mutex
-	monitor Monitor // nil: none registered
+	next    chan struct{} // closed and replaced at every change: the broadcast
+	monitor Monitor       // nil: none registered
 	snap    resource.Snapshot
 	arrived time.Time // of snap, by our clock; zero: nothing of this monitor yet
 	state   MonitorState
@@ -82,7 +83,7 @@ func New(o Options) (*Gate, error) {
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
-	return &Gate{o: o, changed: make(chan struct{}, 1), swap: make(chan struct{}, 1)}, nil
+	return &Gate{o: o, changed: make(chan struct{}, 1), swap: make(chan struct{}, 1), next: make(chan struct{})}, nil
 }
 
 // Register makes m the system monitor, in place of any other. Readings of the
@@ -98,6 +99,7 @@ func (g *Gate) Register(ctx context.Context, m Monitor) error {
 	g.mu.Lock()
 	g.monitor, g.snap, g.arrived = m, resource.Snapshot{}, time.Time{}
 	g.state = MonitorState{Name: m.Name(), State: StateStarting}
+	g.tellLocked()
 	g.mu.Unlock()
 	ring(g.swap)
 	ring(g.changed)
@@ -153,6 +155,19 @@ func (g *Gate) freshLocked() bool {
 // Changed is signalled for every reading and whenever readings become stale or
 // another monitor is registered. Wake-ups merge; one reader only.
 func (g *Gate) Changed() <-chan struct{} { return g.changed }
+
+// Watch returns a channel that is closed at the next occasion of Changed. For
+// any number of readers; look at Latest after it, then Watch again.
+func (g *Gate) Watch() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.next
+}
+
+func (g *Gate) tellLocked() {
+	close(g.next)
+	g.next = make(chan struct{})
+}
 
 // SetActive asks for fast sampling while something loads, runs or is released.
 func (g *Gate) SetActive(active bool) { g.o.Pace.SetActive(active) }
@@ -220,6 +235,7 @@ func (g *Gate) note(m Monitor, state, problem string, change func()) {
 	if change != nil {
 		change()
 	}
+	g.tellLocked()
 	g.mu.Unlock()
 	if was != state {
 		g.o.Log.Info("monitor changed", zap.String("monitor", m.Name()), zap.String("state", state), zap.String("error", problem))

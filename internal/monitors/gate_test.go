@@ -361,6 +361,24 @@ func TestGate_ReRegistrationForgetsTheOldReadings(t *testing.T) {
 	})
 }
 
+func TestGate_WatchWakesEveryReader(t *testing.T) {
+	inBubble(t, func(b *gateBox) {
+		m := &scripted{name: "m", pace: b.pace}
+		m.run = m.steady
+		b.register(m)
+		first, second := b.Watch(), b.Watch()
+		select {
+		case <-first:
+			t.Error("woken without a reading")
+		default:
+		}
+		time.Sleep(monitors.IdleInterval)
+		synctest.Wait()
+		<-first
+		<-second
+	})
+}
+
 func TestGate_RegisterNameKnowsNamesAndAliases(t *testing.T) {
 	var made []string
 	c := monitors.Constructor{Name: "cpu", Aliases: []string{"sys-mon-cpu"}, New: func(p *monitors.Pace) (monitors.Monitor, error) {

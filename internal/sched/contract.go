@@ -22,6 +22,7 @@ import (
 //	       hot update; a failed update leaves the old config in force
 //	Enable/Disable(ctx, instance) error    (disable drains: running jobs finish, new ones are held)
 //	Explain(ctx, jobs.ID) (Explanation, error)      why a job waits
+//	Preview(ctx, instance) (Plan, error)             what would happen now; nothing does
 //	State() SchedulerState         SetPolicy(ctx, name) error
 //	Heartbeat() time.Time          last completed pass; the watchdog reads it
 

@@ -85,6 +85,71 @@ func (s *Scheduler) Explain(ctx context.Context, id jobs.ID) (Explanation, error
 	return e, ctx.Err()
 }
 
+// Preview says what the policy would do now, and does nothing. With an instance
+// named the answer is about that one alone; where none of its jobs waits, about
+// loading it. ErrStopping when there is no loop.
+func (s *Scheduler) Preview(ctx context.Context, instance string) (Plan, error) {
+	var plan Plan
+	ok := s.ask(ctx, func(l *loop) {
+		v := l.view(l.s.o.Now())
+		if instance != "" {
+			v.Groups = l.wanting(slices.Clone(v.Groups), instance)
+		}
+		plan = (*s.policy.Load()).Decide(v)
+	})
+	switch {
+	case ctx.Err() != nil:
+		return Plan{}, ctx.Err()
+	case !ok:
+		return Plan{}, ErrStopping
+	case instance != "":
+		plan = plan.about(instance)
+	}
+	return plan, nil
+}
+
+// wanting returns groups with one for the instance that wants something.
+func (l *loop) wanting(groups []GroupView, instance string) []GroupView {
+	i := slices.IndexFunc(groups, func(g GroupView) bool { return g.Instance == instance })
+	if i < 0 {
+		groups = append(groups, l.groupView(l.inst(instance), nil))
+		i = len(groups) - 1
+	}
+	if len(groups[i].Ready) == 0 {
+		groups[i].LoadWanted = true
+	}
+	return groups
+}
+
+// about keeps what a plan says of one instance.
+func (p Plan) about(instance string) Plan {
+	out := Plan{WakeAt: p.WakeAt}
+	for _, s := range p.Start {
+		if s.Instance == instance {
+			out.Start = append(out.Start, s)
+		}
+	}
+	for _, f := range p.Fail {
+		if f.Instance == instance {
+			out.Fail = append(out.Fail, f)
+		}
+	}
+	for _, e := range p.Evict {
+		if e.Asker == instance || e.Instance == instance {
+			out.Evict = append(out.Evict, e)
+		}
+	}
+	for _, c := range p.Hold {
+		if c.Owner == instance {
+			out.Hold = append(out.Hold, c)
+		}
+	}
+	if b := p.Block[instance]; b != nil {
+		out.Block = map[string]*jobs.Block{instance: b}
+	}
+	return out
+}
+
 // explainDepth bounds how far the place of a job in its group is counted.
 const explainDepth = 10_000
 

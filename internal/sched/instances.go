@@ -46,8 +46,8 @@ type inst struct {
 	failed    string
 	waitSince time.Time
 
-	// Numbers of the passes in which the instance was last in the view, and was
-	// last wanted by a job or a load.
+	// Numbers of the views in which the instance was last seen, and was last
+	// wanted by a job or a load.
 	inView, wantedAt uint64
 }
 

@@ -279,6 +279,34 @@ func TestExplain_GivesTheReasonAndTheNumbers(t *testing.T) {
 	}, func(o *sched.Options) { o.Policy = "queue" })
 }
 
+func TestPreview_DecidesAndDoesNothing(t *testing.T) {
+	bubble(t, func(b *box) {
+		hold(b)
+		b.gate.set(func(g *fakeGate) { g.snap = snapshot(10 * gib) })
+		b.catalog.declare("idle", ram(8*1024))
+		b.catalog.declare("big", ram(9*1024))
+		b.catalog.declare("busy")
+		if err := b.Load(b.t.Context(), "idle"); err != nil {
+			t.Fatal(err)
+		}
+		b.queue.add("1", "busy")
+		b.queue.add("2", "busy")
+		b.want("1", jobs.Running)
+		plan, err := b.Preview(b.t.Context(), "big")
+		if err != nil || len(plan.Evict) != 1 || plan.Evict[0].Instance != "idle" || len(plan.Block) != 1 || plan.Block["big"] == nil {
+			t.Errorf("plan %+v, %v", plan, err)
+		}
+		plan, err = b.Preview(b.t.Context(), "")
+		if err != nil || len(plan.Evict) != 0 || plan.Block["busy"] == nil || plan.Block["busy"].Code != "no_slot" {
+			t.Errorf("plan %+v, %v", plan, err)
+		}
+		synctest.Wait()
+		if len(b.workers.stops) != 0 || b.workers.starts["big"] != 0 {
+			t.Errorf("a preview stopped %v, started %v", b.workers.stops, b.workers.starts)
+		}
+	})
+}
+
 func TestSupervised_AWorkerNobodyHereStartedIsAccountedFor(t *testing.T) {
 	bubble(t, func(b *box) {
 		b.catalog.declare("a", ram(4*1024))

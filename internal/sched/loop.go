@@ -37,6 +37,7 @@ type loop struct {
 	blocks map[string]*jobs.Block // as last told to the queue
 	codes  map[string]int         // instances by block code, for metrics
 	passes uint64
+	views  uint64 // views built; a preview makes one more than there are passes
 	took   time.Duration
 	// expireNot delays the next Expire after one that failed.
 	expireNot time.Time

@@ -10,6 +10,7 @@ import (
 // view describes the moment to the policy. It asks the queue for no more jobs
 // of an instance than it could start, and one more to know that some wait.
 func (l *loop) view(now time.Time) View {
+	l.views++
 	most := 0
 	for _, in := range l.insts {
 		most = max(most, in.slotsFree())
@@ -40,16 +41,16 @@ func (l *loop) view(now time.Time) View {
 // same: those with a worker, which may be evicted, and those to be loaded.
 func (l *loop) addWorkers() {
 	for _, in := range l.insts {
-		if in.inView != l.passes+1 && (in.live || len(in.loads) > 0) {
+		if in.inView != l.views && (in.live || len(in.loads) > 0) {
 			l.groups = append(l.groups, l.groupView(in, nil))
 		}
 	}
 }
 
 func (l *loop) groupView(in *inst, ready []jobs.Ready) GroupView {
-	in.inView = l.passes + 1
+	in.inView = l.views
 	if len(ready) > 0 || len(in.loads) > 0 {
-		in.wantedAt = l.passes + 1
+		in.wantedAt = l.views
 	}
 	g := GroupView{
 		Instance: in.name, Enabled: in.enabled, Known: in.known, Problem: in.problem, Demand: in.demand,
@@ -72,7 +73,7 @@ func (l *loop) groupView(in *inst, ready []jobs.Ready) GroupView {
 // dropHolds gives back room that was kept for an instance whose jobs went away.
 func (l *loop) dropHolds() {
 	for _, in := range l.insts {
-		if in.held && !in.live && in.wantedAt != l.passes+1 {
+		if in.held && !in.live && in.wantedAt != l.views {
 			in.held = false
 			in.victims = nil
 			l.ledger.release(in.name)
