@@ -34,7 +34,7 @@ func daemonMain(args []string) int {
 		fmt.Println("failed:", err)
 		return 1
 	}
-	host, err := tree.New(tree.Options{StateDir: args[0], Strategies: []tree.Strategy{tree.Strategy(args[1])}})
+	host, err := tree.New(tree.Options{ReexecEnv: quickExit(), StateDir: args[0], Strategies: []tree.Strategy{tree.Strategy(args[1])}})
 	if err != nil {
 		return fail(err)
 	}
@@ -164,7 +164,7 @@ func TestReclaim_EndsWhatOutlivedTheOtherLayers(t *testing.T) {
 				t.Fatal(err)
 			}
 			_ = cmd.Wait()
-			host, err := tree.New(tree.Options{StateDir: state})
+			host, err := tree.New(tree.Options{ReexecEnv: quickExit(), StateDir: state})
 			if err != nil {
 				t.Fatal(err)
 			}

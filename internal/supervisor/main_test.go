@@ -38,6 +38,9 @@ func TestMain(m *testing.M) {
 	os.Exit(run(m))
 }
 
+// quickExit keeps the race detector from sleeping a second at the end of every helper process.
+func quickExit() []string { return []string{"GORACE=atexit_sleep_ms=0"} }
+
 func run(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "testworker")
 	if err != nil {
@@ -154,7 +157,7 @@ func setup(t *testing.T, adjust func(*supervisor.Options, *tree.Options)) *box {
 		Hello: supervisor.Hello{Plugin: "test", Config: json.RawMessage(`{}`), Concurrent: 2},
 	}
 	b.worker()
-	to := tree.Options{StateDir: t.TempDir()}
+	to := tree.Options{ReexecEnv: quickExit(), StateDir: t.TempDir()}
 	o := supervisor.Options{
 		Catalog: b, Transports: []supervisor.Transport{rpc.New(rpc.Options{})}, Journal: b.journal,
 		LogRoot: b.logs, Log: zaptest.NewLogger(t), SampleEvery: 20 * time.Millisecond,

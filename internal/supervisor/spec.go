@@ -28,7 +28,6 @@ type Spec struct {
 	StopGrace    time.Duration // from the shutdown message to the kill, 0: 5 s; SIGTERM comes at half of it
 	Isolation    IsolationWish
 	Limits       ResourceLimits
-	LogDir       string // the instance's log directory
 	// Interpreter facts recorded by the manifest are checked by whoever builds
 	// the Spec; an error from Catalog.Spec refuses the start with that text.
 }

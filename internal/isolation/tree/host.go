@@ -49,6 +49,8 @@ type Options struct {
 	// Reexec is a program, with leading arguments, that runs shim.Main and
 	// guardian.Main for the two verbs. Nil: this program.
 	Reexec []string
+	// ReexecEnv is the whole environment of that program, beside the marker.
+	ReexecEnv []string
 	// Strategies to try, in order. Nil: Cgroup, PIDNS, Subreaper.
 	Strategies []Strategy
 	// CgroupParent is the writable cgroup v2 directory to work below. "": the

@@ -87,7 +87,7 @@ func (s *shimmed) Start(cmd *exec.Cmd) error {
 	marker := s.h.marker(s.name)
 	re := s.h.o.Reexec
 	shim := exec.Command(re[0], append(re[1:len(re):len(re)], VerbShim, "--plan", strconv.Itoa(n), "--status", strconv.Itoa(n+1))...)
-	shim.Env = []string{marker}
+	shim.Env = append([]string{marker}, s.h.o.ReexecEnv...)
 	shim.Stdin, shim.Stdout, shim.Stderr = cmd.Stdin, cmd.Stdout, cmd.Stderr
 	shim.ExtraFiles = append(cmd.ExtraFiles[:len(cmd.ExtraFiles):len(cmd.ExtraFiles)], planR, statusW)
 	shim.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
