@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"slices"
+
 	"github.com/cjmd/cjmd/internal/jobs"
 	"github.com/cjmd/cjmd/internal/resource"
 	"github.com/cjmd/cjmd/internal/sched"
@@ -30,8 +32,11 @@ func (w *walk) evictFor(g *sched.GroupView) bool {
 // victims returns a sufficient set of workers to stop, fewest first, and the
 // claims g would then take; nil when there is none.
 func (w *walk) victims(g *sched.GroupView) ([]string, []sched.Claim) {
-	trial := w.book.copy()
 	candidates := w.candidates(g)
+	if len(candidates) == 0 {
+		return nil, nil
+	}
+	trial := w.book.copy()
 	var chosen []string
 	for {
 		claims, short := trial.place(g)
@@ -107,7 +112,11 @@ func (b *book) gain(g *sched.GroupView, instance string, short resource.Shortfal
 		case short.Resource == "memory" && c.Device == resource.HostDevice:
 			return bytes, bytes >= short.Needed-(b.ram+b.own(g.Instance, resource.HostDevice))
 		case short.Resource == "gpu_memory" && c.Device != resource.HostDevice:
-			full := b.dev[c.Device]+b.own(g.Instance, c.Device)+bytes >= short.Needed
+			at := b.at(c.Device)
+			if at < 0 {
+				continue
+			}
+			full := b.dev[at]+b.own(g.Instance, c.Device)+bytes >= short.Needed
 			if bytes > n || (full && !enough) {
 				n, enough = bytes, full
 			}
@@ -156,19 +165,14 @@ func (b *book) free(instance string) {
 		bytes := max(c.Bytes, c.Measured)
 		if c.Device == resource.HostDevice {
 			b.ram += bytes
-		} else if _, ok := b.dev[c.Device]; ok {
-			b.dev[c.Device] += bytes
+		} else if at := b.at(c.Device); at >= 0 {
+			b.dev[at] += bytes
 		}
 	}
 }
 
 func (b *book) copy() book {
 	c := *b
-	if b.dev != nil {
-		c.dev = make(map[resource.DeviceID]resource.Bytes, len(b.dev))
-		for id, n := range b.dev {
-			c.dev[id] = n
-		}
-	}
+	c.dev = slices.Clone(b.dev)
 	return c
 }

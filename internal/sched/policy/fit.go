@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -11,11 +12,12 @@ import (
 // book is what is left to give away during one walk.
 type book struct {
 	ram    resource.Bytes
-	dev    map[resource.DeviceID]resource.Bytes
-	slots  int // -1: no bound
+	dev    []resource.Bytes // free, in the order of devices
 	order  []resource.Device
+	slots  int // -1: no bound
 	total  resource.Bytes
 	claims []sched.Claim
+	held   bool            // some claim is held for an asker
 	placed map[string]bool // instances whose resident claims this plan takes
 	gone   map[string]bool // instances this plan evicts
 }
@@ -23,18 +25,34 @@ type book struct {
 func newBook(v sched.View) book {
 	b := book{ram: v.FreeRAM, slots: v.Slots, order: v.Snapshot.Devices, total: v.TotalRAM,
 		claims: v.Claims, placed: make(map[string]bool), gone: make(map[string]bool)}
-	if len(v.DevFree) > 0 {
-		b.dev = make(map[resource.DeviceID]resource.Bytes, len(v.DevFree))
-		for id, n := range v.DevFree {
-			b.dev[id] = n
+	if len(b.order) > 0 {
+		b.dev = make([]resource.Bytes, len(b.order))
+		for i := range b.order {
+			b.dev[i] = v.DevFree[b.order[i].ID]
 		}
 	}
+	for i := range v.Claims {
+		b.held = b.held || v.Claims[i].Phase == sched.PhaseReserved
+	}
 	return b
+}
+
+// at is a device's place in the order, -1 for one the monitor does not see.
+func (b *book) at(id resource.DeviceID) int {
+	for i := range b.order {
+		if b.order[i].ID == id {
+			return i
+		}
+	}
+	return -1
 }
 
 // own is what is already held for the asker on a device, and therefore missing
 // from the free figure although it is the asker's to use.
 func (b *book) own(instance string, dev resource.DeviceID) resource.Bytes {
+	if !b.held {
+		return 0
+	}
 	var n resource.Bytes
 	for i := range b.claims {
 		c := &b.claims[i]
@@ -64,8 +82,8 @@ func (b *book) place(g *sched.GroupView) ([]sched.Claim, []resource.Shortfall) {
 	}
 	want := max(d.Devices, 1)
 	picked := b.pick(g, want)
-	for _, id := range picked {
-		claims = append(claims, resident(g.Instance, id, d.MinVRAM))
+	for _, i := range picked {
+		claims = append(claims, resident(g.Instance, b.order[i].ID, d.MinVRAM))
 	}
 	if len(picked) < want {
 		short = append(short, b.gpuShort(g, want))
@@ -77,30 +95,29 @@ func resident(instance string, dev resource.DeviceID, n resource.Bytes) sched.Cl
 	return sched.Claim{Owner: instance, Kind: sched.KindResident, Device: dev, Bytes: n, Phase: sched.PhaseReserved}
 }
 
-// pick returns up to want devices on which g fits: those where the least is
-// left over, so that the emptiest stay whole; without a figure, the emptiest.
-func (b *book) pick(g *sched.GroupView, want int) []resource.DeviceID {
-	var out []resource.DeviceID
-	used := make(map[resource.DeviceID]bool, want)
+// pick returns the places of up to want devices on which g fits: those where the
+// least is left over, so that the emptiest stay whole; without a figure, the
+// emptiest.
+func (b *book) pick(g *sched.GroupView, want int) []int {
+	var out []int
 	for len(out) < want {
-		best, bestFree := resource.DeviceID(""), resource.Bytes(0)
-		for _, d := range b.order {
-			free := b.dev[d.ID] + b.own(g.Instance, d.ID)
-			if used[d.ID] || free < g.Demand.MinVRAM {
+		best, bestFree := -1, resource.Bytes(0)
+		for i := range b.order {
+			free := b.dev[i] + b.own(g.Instance, b.order[i].ID)
+			if free < g.Demand.MinVRAM || slices.Contains(out, i) {
 				continue
 			}
 			tighter := free < bestFree
 			if g.Demand.MinVRAM == 0 {
 				tighter = free > bestFree
 			}
-			if best == "" || tighter {
-				best, bestFree = d.ID, free
+			if best < 0 || tighter {
+				best, bestFree = i, free
 			}
 		}
-		if best == "" {
+		if best < 0 {
 			break
 		}
-		used[best] = true
 		out = append(out, best)
 	}
 	return out
@@ -112,10 +129,11 @@ func (b *book) gpuShort(g *sched.GroupView, want int) resource.Shortfall {
 		return resource.Shortfall{Resource: "gpu", Needed: resource.Bytes(want), Available: resource.Bytes(len(b.order))}
 	}
 	s := resource.Shortfall{Resource: "gpu_memory", Needed: g.Demand.MinVRAM}
-	for _, d := range b.order {
-		free := max(b.dev[d.ID]+b.own(g.Instance, d.ID), 0)
+	for i := range b.order {
+		id := b.order[i].ID
+		free := max(b.dev[i]+b.own(g.Instance, id), 0)
 		if s.Device == "" || free > s.Available {
-			s.Device, s.Available = d.ID, free
+			s.Device, s.Available = id, free
 		}
 	}
 	return s
@@ -128,8 +146,8 @@ func (b *book) take(g *sched.GroupView, claims []sched.Claim) {
 		need := c.Bytes - b.own(g.Instance, c.Device)
 		if c.Device == resource.HostDevice {
 			b.ram -= need
-		} else if b.dev != nil {
-			b.dev[c.Device] -= need
+		} else if i := b.at(c.Device); i >= 0 {
+			b.dev[i] -= need
 		}
 	}
 }
@@ -155,7 +173,8 @@ func (w *walk) never(g *sched.GroupView) []resource.Shortfall {
 	}
 	large := 0
 	best := resource.Shortfall{Resource: "gpu_memory", Needed: d.MinVRAM}
-	for _, dev := range devs {
+	for i := range devs {
+		dev := &devs[i]
 		if dev.Total >= d.MinVRAM {
 			large++
 		}

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"slices"
 	"strconv"
 	"time"
 
@@ -15,6 +16,8 @@ type walk struct {
 	view sched.View
 	book book
 	plan sched.Plan
+	// owners have memory set aside; made when first asked for.
+	owners []string
 }
 
 // loads serves the loads that were asked for by name, before any job: a person
@@ -231,14 +234,19 @@ func (w *walk) needsFacts(g *sched.GroupView) bool {
 
 // holders lists who else has memory set aside, for the block.
 func (w *walk) holders(g *sched.GroupView) []string {
-	var out []string
-	for i := range w.view.Claims {
-		c := &w.view.Claims[i]
-		if c.Owner != g.Instance && max(c.Bytes, c.Measured) > 0 && (len(out) == 0 || out[len(out)-1] != c.Owner) {
-			out = append(out, c.Owner)
+	if w.owners == nil {
+		w.owners = make([]string, 0, len(w.view.Claims))
+		for i := range w.view.Claims {
+			c := &w.view.Claims[i]
+			if max(c.Bytes, c.Measured) > 0 && !slices.Contains(w.owners, c.Owner) {
+				w.owners = append(w.owners, c.Owner)
+			}
 		}
 	}
-	return out
+	if !slices.Contains(w.owners, g.Instance) {
+		return slices.Clip(w.owners)
+	}
+	return slices.DeleteFunc(slices.Clone(w.owners), func(o string) bool { return o == g.Instance })
 }
 
 func noSlot(g *sched.GroupView) *jobs.Block {
