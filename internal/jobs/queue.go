@@ -80,6 +80,9 @@ type Queue struct {
 	inFlight   int // jobs whose insert is not durable yet
 	cached     int // bytes in entries' caches
 	finals     int // jobs that ended since the last look at retention
+	keepJobs   int
+	keepAge    time.Duration
+	closed     bool // starts that cannot be stored are given up
 }
 
 // group is one instance's part of the queue.
@@ -158,14 +161,15 @@ func NewQueue(o Options) (*Queue, error) {
 	}
 	o.MaxPending = orDefault(o.MaxPending, 1_000_000)
 	o.MaxAttempts = orDefault(o.MaxAttempts, 3)
-	o.KeepJobs = orDefault(o.KeepJobs, 10_000)
-	o.KeepAge = orDefault(o.KeepAge, 30*24*time.Hour)
+	o.KeepJobs = orDefault(o.KeepJobs, defaultKeepJobs)
+	o.KeepAge = orDefault(o.KeepAge, defaultKeepAge)
 	o.JournalRows = orDefault(o.JournalRows, 1_000_000)
 	o.PruneEvery = orDefault(o.PruneEvery, 10*time.Minute)
 	q := &Queue{
 		opts: o, store: o.Store, hub: o.Hub, log: o.Log, now: o.Now,
 		changed: make(chan struct{}, 1), pruneKick: make(chan struct{}, 1), controlCh: make(chan struct{}, 1),
 		jobs: map[ID]*entry{}, groups: map[string]*group{}, dependents: map[ID][]*entry{}, controls: map[string]Mode{},
+		keepJobs: o.KeepJobs, keepAge: o.KeepAge,
 		waiting: btree.NewG(treeDegree, less), timers: btree.NewG(treeDegree, lessTimer),
 	}
 	q.logs = joblog.New(joblog.Options{
@@ -213,7 +217,12 @@ func (q *Queue) wake() {
 }
 
 // Close ends the job logs' readers and files. The store is closed by its owner.
-func (q *Queue) Close() error { return q.logs.Close() }
+func (q *Queue) Close() error {
+	q.mu.Lock()
+	q.closed = true
+	q.mu.Unlock()
+	return q.logs.Close()
+}
 
 func (q *Queue) groupLocked(instance string) *group {
 	g := q.groups[instance]

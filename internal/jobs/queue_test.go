@@ -159,10 +159,11 @@ func TestQueue_OneJobFromSubmitToResult(t *testing.T) {
 	require.Equal(t, 3, j.Spec.MaxAttempts)
 	<-b.Changed()
 	r := b.admit(j.ID)
-	require.Equal(t, jobs.Reserving, b.get(j.ID).Phase)
+	require.Equal(t, jobs.Executing, b.get(j.ID).Phase, "its worker is ready")
 	require.JSONEq(t, "[1,2]", string(r.Job().Spec.Args))
 	require.JSONEq(t, "{}", string(r.Job().Spec.Kwargs))
-	require.NoError(t, r.SetPhase(b.ctx(), jobs.Executing))
+	require.NoError(t, r.SetPhase(b.ctx(), jobs.Executing), "staying is fine")
+	require.Error(t, r.SetPhase(b.ctx(), jobs.Loading))
 	require.NoError(t, r.Sink().Progress(b.ctx(), 0.5, "half"))
 	require.NoError(t, r.Sink().Chunk(b.ctx(), []byte("{\n\"x\": 1}"), ""))
 	live := b.get(j.ID)
@@ -178,8 +179,8 @@ func TestQueue_OneJobFromSubmitToResult(t *testing.T) {
 	require.NoError(t, errors.Join(err, body.Close()))
 	require.Equal(t, string(done.Result), string(text))
 	require.Equal(t, int64(len(text)), info.Size)
-	require.Equal(t, "submitted started phase completed", b.kinds(j.ID))
-	for i, kind := range []events.Kind{events.JobSubmitted, events.JobStarted, events.JobPhase, events.JobCompleted} {
+	require.Equal(t, "submitted started completed", b.kinds(j.ID))
+	for i, kind := range []events.Kind{events.JobSubmitted, events.JobStarted, events.JobCompleted} {
 		e, err := sub.Next(b.ctx())
 		require.NoError(t, err)
 		require.Equal(t, kind, e.Kind)
@@ -372,6 +373,26 @@ func TestQueue_RetriesWithBackoffUntilAttemptsAreSpent(t *testing.T) {
 	require.Equal(t, 1, j.Attempt)
 }
 
+func TestQueue_AnAttemptThatNeverBeganIsNotCounted(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.submit(jobs.Spec{MaxAttempts: 1}).ID
+	for range 3 {
+		j := b.finish(b.admit(id), jobs.Outcome{Status: jobs.Pending, Unspent: true,
+			Error: &jobs.Error{Category: jobs.WorkerLost, Message: "cooling down"}})
+		require.Equal(t, jobs.Pending, j.Status)
+		require.Zero(t, j.Attempt)
+		require.True(t, j.StartedAt.IsZero())
+		require.Equal(t, []jobs.ID{id}, b.ready(), "at once: the scheduler knows when to try again")
+	}
+	r, err := b.Admit(b.ctx(), id, "")
+	require.NoError(t, err)
+	require.Equal(t, jobs.Reserving, r.Job().Phase)
+	_, err = b.Cancel(b.ctx(), id, "ann", "")
+	require.NoError(t, err)
+	require.Equal(t, jobs.Cancelled, b.finish(r, jobs.Outcome{Status: jobs.Pending, Unspent: true}).Status)
+}
+
 func TestQueue_QueueTimeout(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -394,11 +415,7 @@ func TestQueue_RestartSettlesWhatRan(t *testing.T) {
 	asked := b.submit(jobs.Spec{}).ID
 	given := b.submit(jobs.Spec{}).ID
 	<-b.admit(again).Started()
-	select {
-	case <-b.admit(once).Started():
-	default:
-		t.Fatal("a job with one attempt must be durable when Admit returns")
-	}
+	require.NoError(t, b.admit(once).WaitStarted(b.ctx()))
 	<-b.admit(asked).Started()
 	_, err := b.Cancel(b.ctx(), asked, "ann", "enough")
 	require.NoError(t, err)
@@ -499,16 +516,15 @@ func TestQueue_ListAndOverview(t *testing.T) {
 	require.Equal(t, 5, count(jobs.ListQuery{Label: map[string]string{"n": "3"}}))
 	require.Equal(t, 25, count(jobs.ListQuery{Submitter: "ann"}))
 	require.Zero(t, count(jobs.ListQuery{Submitter: "bob"}))
-	var invalid *jobs.InvalidError
 	for _, c := range []string{"x", "s", "s-1", "s!", "sZZ"} {
 		_, err := b.List(b.ctx(), jobs.ListQuery{Cursor: c, Limit: 1})
-		require.ErrorAs(t, err, &invalid, c)
+		require.ErrorIs(t, err, jobs.ErrBadCursor, c)
 	}
 	o, err := b.Overview(b.ctx(), 10)
 	require.NoError(t, err)
 	require.Len(t, o.Running, 1)
 	require.Equal(t, run.Job().ID, o.Running[0].ID)
-	require.Equal(t, jobs.Reserving, o.Running[0].Phase)
+	require.Equal(t, jobs.Executing, o.Running[0].Phase)
 	require.Len(t, o.Pending, 10)
 	for i := 1; i < 10; i++ {
 		p, n := o.Pending[i-1], o.Pending[i]
@@ -526,9 +542,13 @@ func TestQueue_BlocksShownAndJournalledOnce(t *testing.T) {
 	for range 3 {
 		b.SetBlocks(map[string]*jobs.Block{"echo": {Code: "no_slot", Sentence: "all slots are taken"}})
 	}
+	require.Equal(t, "no_slot", b.get(id).Block.Code)
+	for range 3 {
+		b.SetBlocks(map[string]*jobs.Block{"echo": {Code: "resource", Sentence: "2 GiB are missing"}})
+	}
 	j := b.get(id)
 	require.Equal(t, jobs.Blocked, j.Phase)
-	require.Equal(t, "no_slot", j.Block.Code)
+	require.Equal(t, "resource", j.Block.Code)
 	require.False(t, j.Block.Since.IsZero())
 	b.SetBlocks(nil)
 	require.Equal(t, jobs.Queued, b.get(id).Phase)

@@ -15,6 +15,12 @@ import (
 // pruneBatch bounds one transaction of retention.
 const pruneBatch = 1000
 
+// What is kept of final jobs where nothing else is said.
+const (
+	defaultKeepJobs = 10_000
+	defaultKeepAge  = 30 * 24 * time.Hour
+)
+
 // Recover builds the index from the store. Jobs that were running when the last
 // process ended go back to pending while attempts remain, end cancelled when
 // that had been asked for, else failed with category interrupted. Called once,
@@ -146,12 +152,27 @@ func (q *Queue) Run(ctx context.Context) error {
 	}
 }
 
+// SetRetention changes how many final jobs are kept, and for how long; 0 means
+// the default. It takes effect with the next look at retention, which is soon.
+func (q *Queue) SetRetention(keepJobs int, keepAge time.Duration) {
+	q.mu.Lock()
+	q.keepJobs, q.keepAge = orDefault(keepJobs, defaultKeepJobs), orDefault(keepAge, defaultKeepAge)
+	q.mu.Unlock()
+	select {
+	case q.pruneKick <- struct{}{}:
+	default:
+	}
+}
+
 // Prune removes what retention no longer keeps: final jobs that are neither
 // among the newest KeepJobs nor younger than KeepAge, with their results, logs
 // and directories, and the oldest events of the journal.
 func (q *Queue) Prune(ctx context.Context) error {
 	for {
-		ids, err := q.store.Prune(ctx, q.opts.KeepJobs, q.now().Add(-q.opts.KeepAge), pruneBatch)
+		q.mu.Lock()
+		keep, age := q.keepJobs, q.keepAge
+		q.mu.Unlock()
+		ids, err := q.store.Prune(ctx, keep, q.now().Add(-age), pruneBatch)
 		if err != nil {
 			return err
 		}

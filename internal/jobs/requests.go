@@ -23,6 +23,7 @@ import (
 //	Controls() map[string]Mode
 //	Overview(ctx, limit int) (Overview, error)
 //	Result(ctx, ID) (io.ReadSeekCloser, ResultInfo, error)
+//	Run(ctx) error                                   keeps to retention; Prune(ctx) does so now; SetRetention(jobs, age)
 //	Log(ctx, ID, after uint64) (*joblog.Reader, error)     records 1…n, follows until the final record
 //
 // For the scheduler (sched):
@@ -31,15 +32,16 @@ import (
 //	Groups(limit int) []Group                        per instance: ready jobs in order, at most limit each
 //	Cancels() []CancelIntent                         intents recorded for running jobs since the last call
 //	NextDeadline() time.Time; Expire(ctx, now) error queue_timeout, retry_delay
-//	Admit(ctx, ID, worker string) (*Run, error)      pending → running/reserving in memory at once; the start is
-//	                                                 durable when Run.Started is closed (before it returns when MaxAttempts is 1)
+//	Admit(ctx, ID, worker string) (*Run, error)      pending → running in memory at once (executing when a worker is named,
+//	                                                 else reserving); the start is durable when Run.Started() is closed, which
+//	                                                 a job with MaxAttempts 1 must wait for before it begins
 //	Fail(ctx, ID, *Error) error                      pending → failed without an attempt
 //	SetBlocks(map[string]*Block by instance)         what GET shows for pending jobs; journals changed codes only
 //	Recover(ctx) (Recovered, error)                  once at start: running → pending or failed(interrupted)
 //
 // A Run is the scheduler's handle on one attempt:
 //
-//	Job() Job (with Args, Kwargs)   SetPhase(ctx, Phase) error   Sink() — Chunk, Progress, Log into the job log
+//	Job() Job (with Args, Kwargs)   Started() <-chan struct{}   WaitStarted(ctx) error   SetPhase(ctx, Phase) error   Sink() — Chunk, Progress, Log into the job log
 //	CancelPhase(mode string)        Finish(ctx, Outcome) (Job, error)  Interrupt(ctx) error (daemon shuts down: back to pending)
 
 // Submission is one job to submit.
@@ -139,7 +141,9 @@ type Recovered struct {
 // Errors of Queue. Decide by type.
 var (
 	ErrNotFound = errors.New("no such job")
-	ErrDraining = errors.New("the queue is draining and accepts no new jobs")
+	// ErrBadCursor answers a ListQuery whose Cursor no Page gave.
+	ErrBadCursor = errors.New("the cursor is not one that a list gave")
+	ErrDraining  = errors.New("the queue is draining and accepts no new jobs")
 	// ErrStoreUnavailable is wrapped when nothing can be made durable (disk full, I/O error).
 	ErrStoreUnavailable = errors.New("the job store cannot be written")
 )

@@ -17,24 +17,27 @@ type Run struct {
 	q       *Queue
 	e       *entry
 	attempt int
-	started chan struct{}
+	worker  string
+	started chan struct{} // closed when the start is durable
+	refused chan struct{} // closed when it never will be; startErr is set before
 	sink    *Sink
 
-	restart   chan struct{} // capacity 1: one goroutine at a time stores the start again
 	finishing chan struct{} // capacity 1: one Finish at a time
 
 	// Guarded by Queue.mu.
 	job          Job // live copy; Args and Kwargs are never changed
-	startTicket  *Ticket
+	startErr     error
+	startTries   int
 	cancelTicket *Ticket
 	ended        bool
 	phases       map[string]bool // cancel phases told
 }
 
-// Admit starts an attempt of a ready job: it is running/reserving in memory when
-// Admit returns, and durably so when Run.Started is closed. A job that allows
-// one attempt only is durable when Admit returns, so that it can never run
-// twice. *StateConflictError when the job may not start (any more).
+// Admit starts an attempt of a ready job: it is running in memory when Admit
+// returns, and durably so when Run.Started is closed. A job that allows one
+// attempt only must not begin before that, or it might run twice. worker names
+// the worker that is ready for it: the job is executing at once; with "" it is
+// reserving. *StateConflictError when the job may not start (any more).
 func (q *Queue) Admit(ctx context.Context, id ID, worker string) (*Run, error) {
 	full, err := q.payload(ctx, id)
 	if err != nil {
@@ -63,11 +66,6 @@ func (q *Queue) Admit(ctx context.Context, id ID, worker string) (*Run, error) {
 	}
 	r := q.startLocked(e, full, worker)
 	q.mu.Unlock()
-	if full.Spec.MaxAttempts == 1 {
-		if _, err := r.startTicket.Wait(ctx); err != nil {
-			return nil, fmt.Errorf("cannot start job %s: %w", id, err)
-		}
-	}
 	return r, nil
 }
 
@@ -97,40 +95,50 @@ func (q *Queue) startLocked(e *entry, full Job, worker string) *Run {
 		full.StartedAt = now
 	}
 	full.Status, full.Phase, full.Progress, full.ProgressMessage = Running, Reserving, 0, ""
-	r := &Run{q: q, e: e, attempt: int(e.attempt), started: make(chan struct{}),
-		restart: make(chan struct{}, 1), finishing: make(chan struct{}, 1), job: full, phases: map[string]bool{}}
+	if worker != "" {
+		full.Phase = Executing
+	}
+	r := &Run{q: q, e: e, attempt: int(e.attempt), worker: worker, started: make(chan struct{}), refused: make(chan struct{}),
+		finishing: make(chan struct{}, 1), job: full, phases: map[string]bool{}}
 	r.sink = &Sink{run: r}
 	e.run = r
-	r.storeStartLocked(worker, now)
+	r.storeStartLocked()
 	return r
 }
 
 // storeStartLocked queues the start transition.
-func (r *Run) storeStartLocked(worker string, at time.Time) {
-	data := eventData{"attempt": r.attempt}
-	if worker != "" {
-		data["worker"] = worker
+func (r *Run) storeStartLocked() {
+	at := r.q.now().UTC()
+	data := eventData{"attempt": r.attempt, "phase": r.job.Phase}
+	if r.worker != "" {
+		data["worker"] = r.worker
 	}
-	ch := &Change{ID: r.e.id, From: Pending, To: Running, Action: "start", Attempt: r.attempt, StartedAt: at, NotBefore: new(time.Time),
+	ch := &Change{ID: r.e.id, From: Pending, To: Running, Action: "start", Attempt: &r.attempt, StartedAt: at, NotBefore: new(time.Time),
 		Events: []events.Draft{jobEvent(events.JobStarted, r.e.id, r.job.Spec.Instance, at, data)}}
-	r.startTicket = r.q.store.Write(Write{Change: ch, Applied: r.startApplied})
+	r.q.store.Write(Write{Change: ch, Applied: r.startApplied})
 }
 
-// startApplied runs on the store's writer.
+// startApplied runs on the store's writer. A start that could not be stored is
+// stored again after a while: the run waits for it.
 func (r *Run) startApplied(w Written) {
-	q, e := r.q, r.e
+	q := r.q
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if w.Err == nil {
-		e.revision++
+	switch {
+	case w.Err == nil:
+		r.e.revision++
 		close(r.started)
-		return
-	}
-	if e.maxAttempts == 1 && e.run == r { // nobody was given the Run: the job was never started
-		r.ended = true
-		q.backToPendingLocked(e)
-		e.attempt--
-		q.placeLocked(e)
+	case errors.Is(w.Err, ErrStoreUnavailable) && !q.closed:
+		wait := min(retryFirst<<min(r.startTries, 10), retryMax)
+		r.startTries++
+		time.AfterFunc(wait, func() {
+			q.mu.Lock()
+			defer q.mu.Unlock()
+			r.storeStartLocked()
+		})
+	default:
+		r.startErr = w.Err
+		close(r.refused)
 	}
 }
 
@@ -145,32 +153,15 @@ func (q *Queue) backToPendingLocked(e *entry) {
 // Started is closed when the start of the attempt is durable.
 func (r *Run) Started() <-chan struct{} { return r.started }
 
-// WaitStarted returns once the start is durable. While the store cannot be
-// written it stores the start again, until ctx ends.
+// WaitStarted returns once the start is durable.
 func (r *Run) WaitStarted(ctx context.Context) error {
 	select {
 	case <-r.started:
 		return nil
-	default:
-	}
-	if err := acquire(ctx, r.restart); err != nil {
-		return err
-	}
-	defer func() { <-r.restart }()
-	for wait := retryFirst; ; wait = min(2*wait, retryMax) {
-		r.q.mu.Lock()
-		t := r.startTicket
-		r.q.mu.Unlock()
-		_, err := t.Wait(ctx)
-		if err == nil || !errors.Is(err, ErrStoreUnavailable) {
-			return err
-		}
-		if err := sleep(ctx, wait); err != nil {
-			return err
-		}
-		r.q.mu.Lock()
-		r.storeStartLocked("", r.q.now().UTC())
-		r.q.mu.Unlock()
+	case <-r.refused:
+		return r.startErr
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
@@ -270,14 +261,13 @@ func (r *Run) Finish(ctx context.Context, out Outcome) (Job, error) {
 		return Job{}, fmt.Errorf("cannot finish job %s: %w", id, err)
 	}
 	defer func() { <-r.finishing }()
-	if err := r.WaitStarted(ctx); err != nil {
-		return Job{}, fmt.Errorf("cannot finish job %s: %w", id, err)
-	}
 	for wait := retryFirst; ; wait = min(2*wait, retryMax) {
 		ch, applied, err := r.decide(out)
 		if err != nil {
 			return Job{}, err
 		}
+		// Queued behind the start, which it may overtake in no case: should that
+		// not have been stored, the store refuses this too.
 		_, err = r.q.store.Write(Write{Change: ch, Applied: func(w Written) {
 			if w.Err == nil {
 				applied()
@@ -286,15 +276,37 @@ func (r *Run) Finish(ctx context.Context, out Outcome) (Job, error) {
 		if err == nil {
 			break
 		}
-		if !errors.Is(err, ErrStoreUnavailable) {
-			return Job{}, fmt.Errorf("cannot finish job %s: %w", id, err)
+		if errors.Is(err, ErrStoreUnavailable) {
+			err = sleep(ctx, wait)
+		} else if ended(err) && !r.isStarted() {
+			err = r.WaitStarted(ctx)
 		}
-		if err := sleep(ctx, wait); err != nil {
+		if err != nil {
 			return Job{}, fmt.Errorf("cannot finish job %s: %w", id, err)
 		}
 	}
 	r.sink.close()
-	return r.q.Get(ctx, id)
+	return r.after(ctx)
+}
+
+func (r *Run) isStarted() bool {
+	select {
+	case <-r.started:
+		return true
+	default:
+		return false
+	}
+}
+
+// after returns the job as the attempt left it.
+func (r *Run) after(ctx context.Context) (Job, error) {
+	r.q.mu.Lock()
+	j := r.job
+	r.q.mu.Unlock()
+	if j.Status.Final() {
+		return j.clone(), nil
+	}
+	return r.q.Get(ctx, r.e.id)
 }
 
 // decide turns an outcome into the change that follows from it.
@@ -308,7 +320,8 @@ func (r *Run) decide(out Outcome) (*Change, func(), error) {
 	cancelled := !r.job.CancelRequestedAt.IsZero()
 	left := r.attempt < r.job.Spec.MaxAttempts && !cancelled
 	switch {
-	case left && (out.Status == Pending || out.Status == Failed && out.Error != nil && out.Error.Retriable):
+	case out.Status == Pending && out.Unspent && !cancelled,
+		left && (out.Status == Pending || out.Status == Failed && out.Error != nil && out.Error.Retriable):
 		ch, applied := r.requeueLocked(out)
 		return ch, applied, nil
 	case out.Status == Pending && cancelled:
@@ -329,7 +342,7 @@ func (r *Run) requeueLocked(out Outcome) (*Change, func()) {
 	q, e := r.q, r.e
 	now := q.now().UTC()
 	var delay time.Duration
-	if e := out.Error; e != nil {
+	if e := out.Error; e != nil && !out.Unspent {
 		switch {
 		case e.RetryAfter > 0:
 			delay = e.RetryAfter
@@ -343,7 +356,12 @@ func (r *Run) requeueLocked(out Outcome) (*Change, func()) {
 		notBefore = now.Add(delay)
 		data["not_before"] = notBefore
 	}
-	ch := &Change{ID: e.id, From: Running, To: Pending, Action: "requeue", NotBefore: &notBefore, LastError: out.Error,
+	attempt := r.attempt
+	if out.Unspent {
+		attempt--
+		data["unspent"] = true
+	}
+	ch := &Change{ID: e.id, From: Running, To: Pending, Action: "requeue", Attempt: &attempt, NotBefore: &notBefore, LastError: out.Error,
 		Events: []events.Draft{jobEvent(events.JobRequeued, e.id, r.job.Spec.Instance, now, data)}}
 	return ch, func() {
 		q.mu.Lock()
@@ -351,6 +369,7 @@ func (r *Run) requeueLocked(out Outcome) (*Change, func()) {
 		r.ended = true
 		e.revision++
 		q.backToPendingLocked(e)
+		e.attempt = int32(attempt)
 		e.notBefore = 0
 		if delay > 0 {
 			e.notBefore = notBefore.UnixNano()
@@ -394,6 +413,11 @@ func (r *Run) endLocked(out Outcome) (*Change, func()) {
 		q.mu.Lock()
 		defer q.mu.Unlock()
 		r.ended = true
+		e.revision++
+		r.job.Status, r.job.Phase, r.job.FinishedAt, r.job.Error, r.job.Revision = out.Status, "", now, out.Error, e.revision
+		if ch.Result != nil {
+			r.job.Result = &ch.Result.Info
+		}
 		q.removeLocked(e, out.Status)
 	}
 }

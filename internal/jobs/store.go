@@ -72,7 +72,9 @@ type Write struct {
 	Change *Change
 	// Applied, when set, is called once by the store's writer, after the commit
 	// (Written.Err nil) or the refusal, in the order of the writes and before the
-	// events are published. It must not block; it may call Store.Write.
+	// events are published. It must not block; it may call Store.Write. It is not
+	// called for what never reached the writer: a large result whose file could
+	// not be written, or a store that is closed.
 	Applied func(Written)
 }
 
@@ -104,7 +106,7 @@ type Change struct {
 	Priority          *int
 	Labels            map[string]string
 	Held              *bool
-	Attempt           int
+	Attempt           *int      // 0 also clears StartedAt
 	StartedAt         time.Time // kept when the row has one
 	FinishedAt        time.Time
 	NotBefore         *time.Time // points to zero: clear

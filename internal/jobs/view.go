@@ -94,6 +94,9 @@ func (q *Queue) liveLocked(e *entry, j *Job) {
 	}
 }
 
+// codeNoSlot is the block of a job that only waits for its turn.
+const codeNoSlot = "no_slot"
+
 // blockLocked says why a pending entry does not run, as far as is known.
 func (q *Queue) blockLocked(e *entry) *Block {
 	switch {
@@ -315,7 +318,7 @@ func (q *Queue) Cancels() []CancelIntent {
 
 // SetBlocks says, per instance, why its ready jobs do not start; an instance
 // that is not named is not blocked. A code that changed is journalled, with the
-// first job it concerns.
+// first job it concerns; waiting for a slot is ordinary and is not.
 func (q *Queue) SetBlocks(blocks map[string]*Block) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -336,7 +339,7 @@ func (q *Queue) SetBlocks(blocks map[string]*Block) {
 			b.Since = now
 		}
 		g.block = &b
-		if first, ok := g.ready.Min(); ok && !same {
+		if first, ok := g.ready.Min(); ok && !same && b.Code != codeNoSlot {
 			data := eventData{"code": b.Code, "sentence": b.Sentence}
 			if !b.Earliest.IsZero() {
 				data["earliest"] = b.Earliest

@@ -1,5 +1,5 @@
-// Package sqlitestore keeps jobs, the journal, instances, tokens and settings
-// in one SQLite database. All writes go through one goroutine on one connection
+// Package sqlitestore keeps jobs, the journal, instances and settings in
+// one SQLite database. All writes go through one goroutine on one connection
 // (writer.go), which commits in groups, numbers the journal without gaps, and
 // after each commit hands the events on in order. Reads use a separate pool of
 // read-only connections with short transactions. Large results are files beside
@@ -68,8 +68,7 @@ func (e *FutureError) Error() string {
 	return fmt.Sprintf("cannot use %s: its schema %d is from a newer version (this one knows up to %d)", e.Path, e.Have, e.Known)
 }
 
-// Store implements jobs.Store, plugins.InstanceStore and the token store. Safe
-// from any goroutine.
+// Store implements jobs.Store and plugins.InstanceStore. Safe from any goroutine.
 type Store struct {
 	opts Options
 	log  *zap.Logger

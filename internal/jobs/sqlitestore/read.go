@@ -208,7 +208,7 @@ func decodeCursor(c string) (int64, error) {
 			return seq, nil
 		}
 	}
-	return 0, &jobs.InvalidError{Field: "cursor", Message: "is not one that a list answer gave"}
+	return 0, jobs.ErrBadCursor
 }
 
 // Active implements jobs.Store. It reads in pages, so that no read transaction

@@ -19,11 +19,7 @@ func (s *Store) Write(w jobs.Write) *jobs.Ticket {
 	o, err := s.prepareWrite(w)
 	if err != nil {
 		t := jobs.NewTicket()
-		out := jobs.Written{Err: err}
-		if w.Applied != nil {
-			w.Applied(out)
-		}
-		t.Resolve(out)
+		t.Resolve(jobs.Written{Err: err})
 		return t
 	}
 	o.applied = w.Applied
@@ -277,7 +273,12 @@ func changeSets(ch jobs.Change) (string, []driver.Value) {
 	if ch.Held != nil {
 		set(true, `held=?`, flag(*ch.Held))
 	}
-	set(ch.Attempt > 0, `attempt=?`, int64(ch.Attempt))
+	if ch.Attempt != nil {
+		set(true, `attempt=?`, int64(*ch.Attempt))
+		if *ch.Attempt == 0 {
+			b.WriteString(`, started_at=0`)
+		}
+	}
 	set(!ch.StartedAt.IsZero(), `started_at=CASE started_at WHEN 0 THEN ? ELSE started_at END`, nanos(ch.StartedAt))
 	set(!ch.FinishedAt.IsZero(), `finished_at=?`, nanos(ch.FinishedAt))
 	if ch.NotBefore != nil {

@@ -84,17 +84,6 @@ CREATE TABLE instances (
     updated_at  INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
-CREATE TABLE tokens (
-    name         TEXT PRIMARY KEY,
-    role         TEXT NOT NULL,
-    hash         BLOB NOT NULL,
-    principal    TEXT NOT NULL,
-    created_at   INTEGER NOT NULL,
-    expires_at   INTEGER NOT NULL,
-    last_used_at INTEGER NOT NULL,
-    quota        INTEGER
-) STRICT, WITHOUT ROWID;
-
 CREATE TABLE settings (
     key   TEXT PRIMARY KEY,
     value TEXT NOT NULL
