@@ -39,7 +39,7 @@ type Lifecycle interface {
 	Unload(ctx context.Context, instance, cause string) error
 	Reload(ctx context.Context, instance string) error
 	LoadAll(ctx context.Context) map[string]error
-	UnloadAll(ctx context.Context) map[string]error
+	UnloadAll(ctx context.Context, cause string) map[string]error
 	Enable(ctx context.Context, instance string) error
 	Disable(ctx context.Context, instance string) error
 	Configure(ctx context.Context, instance string, config json.RawMessage) (plugins.Instance, []plugins.Issue, supervisor.Applied, error)

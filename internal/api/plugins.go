@@ -187,7 +187,7 @@ func (s *server) LoadAll(ctx context.Context, _ wire.LoadAllRequestObject) (wire
 
 // UnloadAll is POST /v1/plugins/unload-all.
 func (s *server) UnloadAll(ctx context.Context, _ wire.UnloadAllRequestObject) (wire.UnloadAllResponseObject, error) {
-	return wire.UnloadAll200JSONResponse{BulkResultJSONResponse: bulk(s.o.Lifecycle.UnloadAll(ctx))}, nil
+	return wire.UnloadAll200JSONResponse{BulkResultJSONResponse: bulk(s.o.Lifecycle.UnloadAll(ctx, "unloaded by "+principalOf(ctx).Name))}, nil
 }
 
 func bulk(m map[string]error) wire.BulkResultJSONResponse {

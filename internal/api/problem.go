@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -16,6 +17,7 @@ import (
 	"github.com/cjmd/cjmd/internal/api/wire"
 	"github.com/cjmd/cjmd/internal/jobs"
 	"github.com/cjmd/cjmd/internal/plugins"
+	"github.com/cjmd/cjmd/internal/sched"
 	"github.com/cjmd/cjmd/internal/supervisor"
 )
 
@@ -79,6 +81,7 @@ const (
 	codeExists         = "exists"
 	codeInUse          = "in_use"
 	codeInvalidConfig  = "invalid_config"
+	codeRefused        = "refused"
 	codeNotLoaded      = "not_loaded"
 	codeNotSupported   = "not_supported"
 	codeStartFailed    = "start_failed"
@@ -140,6 +143,7 @@ var problemKinds = map[string]problemKind{
 	codeExists:         {409, "The name is taken.", "Choose another name."},
 	codeInUse:          {409, "It is still in use.", "Cancel or finish its jobs first."},
 	codeInvalidConfig:  {422, "The configuration does not fit the plugin's schema.", "See errors; GET /v1/plugins/NAME/config/schema has the schema."},
+	codeRefused:        {409, "The scheduler's policy refuses to load this now.", "GET /v1/queue/plan tells what is missing; unload something or choose another policy."},
 	codeNotLoaded:      {409, "The plugin is not loaded.", "Load it with POST /v1/plugins/NAME/load."},
 	codeNotSupported:   {422, "The plugin does not offer this.", "Look at its capabilities in GET /v1/workers/NAME."},
 	codeStartFailed:    {502, "The worker could not be started.", "The detail has its last words; GET /v1/plugins/NAME/logs has the rest."},
@@ -157,9 +161,6 @@ var problemKinds = map[string]problemKind{
 	codeInternal:       {500, "Something went wrong inside the daemon.", "Look for the request id in the daemon's log."},
 }
 
-// diskFull is implemented by store errors that come from a full disk.
-type diskFull interface{ DiskFull() bool }
-
 // explain finds the code of any error that a handler may return.
 func explain(err error) *requestError {
 	var re *requestError
@@ -170,6 +171,9 @@ func explain(err error) *requestError {
 		return re
 	}
 	if re := explainPlugins(err); re != nil {
+		return re
+	}
+	if re := explainSched(err); re != nil {
 		return re
 	}
 	if re := explainWorkers(err); re != nil {
@@ -190,15 +194,17 @@ func explainJobs(err error) *requestError {
 		key      *jobs.IdempotencyError
 		rev      *jobs.RevisionError
 		limit    *jobs.LimitError
-		full     diskFull
+		invalid  *jobs.InvalidError
 	)
 	switch {
 	case errors.Is(err, jobs.ErrNotFound):
 		return &requestError{Code: codeJobNotFound, Cause: err}
+	case errors.Is(err, jobs.ErrBadCursor):
+		return &requestError{Code: codeBadCursor, Fields: []wire.FieldError{{Pointer: "?cursor", Message: "is not one that a list answer gave"}}, Cause: err}
 	case errors.Is(err, jobs.ErrDraining):
 		return &requestError{Code: codeDraining, RetryAfter: 30 * time.Second, Cause: err}
 	case errors.Is(err, jobs.ErrStoreUnavailable):
-		if errors.As(err, &full) && full.DiskFull() {
+		if errors.Is(err, syscall.ENOSPC) {
 			return &requestError{Code: codeStoreFull, RetryAfter: 30 * time.Second, Cause: err}
 		}
 		return &requestError{Code: codeStoreDown, RetryAfter: 10 * time.Second, Cause: err}
@@ -208,6 +214,8 @@ func explainJobs(err error) *requestError {
 		return &requestError{Code: codeKeyReused, Detail: fmt.Sprintf("It belongs to job %s.", key.ID), Cause: err}
 	case errors.As(err, &rev):
 		return &requestError{Code: codeRevision, Detail: fmt.Sprintf("The job is at revision %d.", rev.Have), Cause: err}
+	case errors.As(err, &invalid):
+		return &requestError{Code: codeInvalidBody, Fields: []wire.FieldError{{Pointer: "/" + invalid.Field, Message: invalid.Message}}, Cause: err}
 	case errors.As(err, &limit):
 		retry := limit.RetryAfter
 		if retry <= 0 {
@@ -227,6 +235,8 @@ func explainPlugins(err error) *requestError {
 		config   *plugins.ConfigError
 		manifest *plugins.ManifestError
 		unknown  *UnknownError
+		install  *plugins.NotInstalledError
+		secret   *plugins.MissingSecretError
 	)
 	switch {
 	case errors.As(err, &notFound):
@@ -246,6 +256,10 @@ func explainPlugins(err error) *requestError {
 		return &requestError{Code: codeInvalidConfig, Fields: issueFields(config.Issues), Cause: err}
 	case errors.As(err, &manifest):
 		return &requestError{Code: codePluginUnusable, Detail: manifest.Error(), Cause: err}
+	case errors.As(err, &install):
+		return &requestError{Code: codePluginUnusable, Detail: install.Error(), Next: "Install its environment.", Cause: err}
+	case errors.As(err, &secret):
+		return &requestError{Code: codePluginUnusable, Detail: secret.Error(), Next: "Set the secret.", Cause: err}
 	case errors.As(err, &unknown):
 		return &requestError{Code: codeUnknownName, Cause: err,
 			Detail: fmt.Sprintf("There is no %s of this name; known are: %s.", unknown.What, strings.Join(unknown.Known, ", "))}
@@ -264,6 +278,25 @@ func issueFields(issues []plugins.Issue) []wire.FieldError {
 		}
 	}
 	return out
+}
+
+func explainSched(err error) *requestError {
+	var (
+		disabled *sched.DisabledError
+		refused  *sched.RefusedError
+		policy   *sched.PolicyError
+	)
+	switch {
+	case errors.As(err, &disabled):
+		return &requestError{Code: codePluginDisabled, Cause: err}
+	case errors.As(err, &refused):
+		return &requestError{Code: codeRefused, Detail: refused.Reason.Message, Cause: err}
+	case errors.As(err, &policy):
+		return &requestError{Code: codeUnknownName, Detail: fmt.Sprintf("There is no policy of this name; known are: %s.", strings.Join(policy.Known, ", ")), Cause: err}
+	case errors.Is(err, sched.ErrStopping):
+		return &requestError{Code: codeShuttingDown, RetryAfter: 5 * time.Second, Cause: err}
+	}
+	return nil
 }
 
 func explainWorkers(err error) *requestError {
@@ -285,6 +318,8 @@ func explainWorkers(err error) *requestError {
 		return &requestError{Code: codeWorkerLost, Cause: err}
 	case errors.As(err, &call):
 		return &requestError{Code: codePluginError, Detail: call.Message, Cause: err}
+	case errors.Is(err, supervisor.ErrNoSlot):
+		return &requestError{Code: codeLimit, Detail: "The worker is busy.", RetryAfter: time.Second, Cause: err}
 	case errors.Is(err, supervisor.ErrNotLoaded):
 		return &requestError{Code: codeNotLoaded, Cause: err}
 	case errors.Is(err, supervisor.ErrNotSupported):

@@ -91,13 +91,9 @@ func badField(pointer, message string) *requestError {
 	return &requestError{Code: codeInvalidBody, Fields: []wire.FieldError{{Pointer: pointer, Message: message}}}
 }
 
-// submit stores submissions; pointers of errors are relative to each one's own.
+// submit stores submissions, all or none.
 func (s *server) submit(ctx context.Context, subs ...jobs.Submission) ([]jobs.Submitted, error) {
 	done, err := s.o.Jobs.Submit(ctx, subs)
-	var invalid *jobs.InvalidError
-	if errors.As(err, &invalid) {
-		return nil, &requestError{Code: codeInvalidBody, Fields: []wire.FieldError{{Pointer: "/" + invalid.Field, Message: invalid.Message}}, Cause: err}
-	}
 	if err != nil {
 		return nil, err
 	}
