@@ -32,10 +32,7 @@ type logFile struct {
 
 func newLogFile(dir string, limits LogLimits, quota *logQuota) *logFile {
 	if limits.FileBytes <= 0 {
-		limits.FileBytes = 10 << 20
-	}
-	if limits.Files == 0 {
-		limits.Files = 4
+		limits.FileBytes, limits.Files = 10<<20, 4
 	}
 	return &logFile{dir: dir, limits: limits, quota: quota}
 }

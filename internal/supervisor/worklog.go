@@ -45,8 +45,8 @@ const (
 
 // LogLimits bound the files of worker logs.
 type LogLimits struct {
-	FileBytes  int64 // size at which a file is rotated, 0: 10 MiB
-	Files      int   // rotated files kept per worker, 0: 4 (five with the current one), negative: none
+	FileBytes  int64 // size at which a file is rotated; 0: 10 MiB, and four rotated files
+	Files      int   // rotated files kept per worker besides the current one
 	TotalBytes int64 // of all workers together, 0: 1 GiB
 }
 

@@ -275,6 +275,7 @@ func (w *worker) harm(what string, n int) {
 		}
 	case "freeze":
 		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		forever() // this thread may run on for a moment before the signal is seen
 	}
 }
 
