@@ -2,6 +2,7 @@ package plugins
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -321,7 +322,27 @@ func (c *Catalog) resolve(m Manifest) Manifest {
 			m.PythonPath = python
 		}
 	}
+	if m.PythonPath == "" && m.Format == "v3" && needsNothing(m.EnvSpec) {
+		if python, err := exec.LookPath("python3"); err == nil {
+			m.PythonPath = python
+		}
+	}
 	return m
+}
+
+// needsNothing reports whether a plugin asks for no environment of its own: it
+// lives on the standard library, and any Python will do.
+func needsNothing(env json.RawMessage) bool {
+	if len(env) == 0 {
+		return true
+	}
+	var spec map[string]json.RawMessage
+	if err := json.Unmarshal(env, &spec); err != nil {
+		return false
+	}
+	var requirements []json.RawMessage
+	reqs, ok := spec["requirements"]
+	return len(spec) == 0 || ok && len(spec) == 1 && json.Unmarshal(reqs, &requirements) == nil && len(requirements) == 0
 }
 
 // Runnable says whether what the manifest runs is there: nil, or

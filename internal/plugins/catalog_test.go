@@ -6,6 +6,7 @@ import (
 	"errors"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -435,7 +436,7 @@ func TestCatalog_ConcurrentChangesLoseNothing(t *testing.T) {
 func TestCatalog_ResolvesTheEnvironmentWhenItIsThere(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.write("a/one.yaml", "name: one\nmodule: m\nclass: C\n")
+	b.write("a/one.yaml", "name: one\nmodule: m\nclass: C\nenv: {requirements: [numpy]}\n")
 	b.write("a/sh.yaml", "name: sh\ncommand: [sh, -c, exit]\n")
 	b.write("a/gone.yaml", "name: gone\ncommand: [no-such-program-here]\n")
 	b.discover()
@@ -482,4 +483,24 @@ func TestDefaultPaths(t *testing.T) {
 		"/etc/cjmd/plugins", "/usr/local/share/cjmd/plugins", "/usr/share/cjmd/plugins",
 	}, DefaultPaths([]string{"/mine", "/mine/"}, "/w", "/home/u", "/home/u/.config/cjmd"))
 	require.Equal(t, []string{"/etc/cjmd/plugins", "/usr/local/share/cjmd/plugins", "/usr/share/cjmd/plugins"}, DefaultPaths(nil, "", "", "/etc/cjmd"))
+}
+
+func TestCatalog_APluginWithoutRequirementsRunsOnAnyPython(t *testing.T) {
+	python, err := exec.LookPath("python3")
+	require.NoError(t, err)
+	for name, tc := range map[string]struct{ env, want string }{
+		"no environment named":     {"", python},
+		"empty requirements":       {"env: {requirements: []}\n", python},
+		"requirements":             {"env: {requirements: [numpy]}\n", ""},
+		"an interpreter of a kind": {"env: {python: \"3.12\"}\n", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := setup(t)
+			b.write("a/p.yaml", "name: p\nmodule: m\nclass: C\n"+tc.env)
+			b.discover()
+			_, man, err := b.c.Instance("p")
+			require.NoError(t, err)
+			require.Equal(t, tc.want, man.PythonPath)
+		})
+	}
 }
