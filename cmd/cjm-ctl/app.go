@@ -171,7 +171,7 @@ func (a *app) complain(err error) {
 			return
 		}
 	}
-	lines := []string{a.talk.paint(red, "cjm-ctl: ") + harmless(err.Error(), false)}
+	lines := []string{a.talk.paint(red, "cjm-ctl: ") + harmless(sentence(err), false)}
 	for _, l := range problemLines(err) {
 		lines = append(lines, "  "+harmless(l, false))
 	}

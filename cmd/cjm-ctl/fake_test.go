@@ -77,7 +77,7 @@ func (f *fakeDaemon) guard(next http.Handler) http.Handler {
 		f.agent = r.UserAgent()
 		f.mu.Unlock()
 		if f.token != "" && r.Header.Get("Authorization") != "Bearer "+f.token {
-			fakeProblem(w, wire.Problem{Status: 401, Code: "unauthenticated", Title: "A token is needed."})
+			fakeProblem(w, wire.Problem{Status: 401, Code: "unauthorized", Title: "A token is needed."})
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -132,7 +132,7 @@ func (f *fakeDaemon) find(w http.ResponseWriter, id string) *fakeJob {
 			return j
 		}
 	}
-	fakeProblem(w, wire.Problem{Status: 404, Code: "job_not_found", Title: "There is no such job.", Detail: "There is no job " + id + ".", Next: "cjm-ctl jobs lists them"})
+	fakeProblem(w, wire.Problem{Status: 404, Code: "job_not_found", Title: "There is no such job.", Detail: "There is no job " + id + ".", Next: "GET /v1/jobs lists them"})
 	return nil
 }
 
@@ -167,7 +167,7 @@ func (f *fakeDaemon) accept(w http.ResponseWriter, r *http.Request, id string) {
 	}
 	if req.Plugin == "nowhere" {
 		fakeProblem(w, wire.Problem{Status: 422, Code: "unknown_plugin", Title: "There is no such plugin.", Detail: "There is no plugin with this name.",
-			Next: "cjm-ctl plugins lists them", Errors: []wire.FieldError{{Pointer: "/plugin", Message: "is not known", Suggestion: "textstats"}}})
+			Next: "GET /v1/plugins lists them", Errors: []wire.FieldError{{Pointer: "/plugin", Message: "is not known", Suggestion: "textstats"}}})
 		return
 	}
 	j := &fakeJob{kind: "application/json", cancel: make(chan struct{}, 1)}

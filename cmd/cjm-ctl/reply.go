@@ -106,6 +106,60 @@ func problemLines(err error) []string {
 	return out
 }
 
+// sentence is what went wrong without the list of fields, which is told line
+// by line.
+func sentence(err error) string {
+	var p *client.ProblemError
+	if !errors.As(err, &p) {
+		return err.Error()
+	}
+	short := p.Title
+	if p.Detail != "" {
+		short = p.Detail
+	}
+	return strings.Replace(err.Error(), p.Error(), short, 1)
+}
+
+// verbFor says the next step in the words of this program. The daemon's own
+// next steps are for those who use the API; they serve for every other code.
+func verbFor(code string) string {
+	switch code {
+	case "unauthorized":
+		return "give a token with CJMD_TOKEN or --token-file; the daemon's own is in " + adminToken + " of its state directory"
+	case "job_not_found":
+		return "cjm-ctl jobs lists what is kept"
+	case "plugin_not_found", "unknown_plugin":
+		return "cjm-ctl plugins lists what was found; cjm-ctl plugins discover looks again"
+	case "plugin_disabled":
+		return "cjm-ctl enable NAME"
+	case "worker_not_found":
+		return "cjm-ctl workers lists them"
+	case "token_not_found":
+		return "cjm-ctl token list"
+	case "state_conflict":
+		return "cjm-ctl job JOB shows how it stands"
+	case "not_final":
+		return "cjm-ctl wait JOB waits for it"
+	case "no_result":
+		return "cjm-ctl job JOB shows its error, cjm-ctl logs JOB its log"
+	case "invalid_config":
+		return "cjm-ctl config schema NAME shows what fits"
+	case "not_loaded":
+		return "cjm-ctl load NAME"
+	case "not_supported":
+		return "cjm-ctl workers NAME shows what it can"
+	case "start_failed", "plugin_error", "worker_lost":
+		return "cjm-ctl logs NAME has its last words"
+	case "cooling_down":
+		return "cjm-ctl workers NAME tells why it failed; load or reload starts it at once"
+	case "draining":
+		return "cjm-ctl resume ends the drain"
+	case "invalid_body", "invalid_parameter":
+		return "cjm-ctl help VERB explains its flags"
+	}
+	return ""
+}
+
 // nextStep is the sentence after the arrow.
 func nextStep(err error) string {
 	var hint *hintError
@@ -116,11 +170,11 @@ func nextStep(err error) string {
 	if !errors.As(err, &p) {
 		return ""
 	}
-	switch {
+	switch verb := verbFor(p.Code); {
+	case verb != "":
+		return verb
 	case p.Next != "":
 		return p.Next
-	case p.Status == http.StatusUnauthorized:
-		return "give a token with CJMD_TOKEN or --token-file; the daemon's own is in " + adminToken + " of its state directory"
 	case p.RetryAfter > 0:
 		return "try again in " + span(p.RetryAfter)
 	}
