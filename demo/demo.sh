@@ -37,23 +37,20 @@ step "Environment of the plugin (kept in ${dir#"$PWD"/})"
 mkdir -p "$dir"
 env=$dir/state/envs/speech
 stamp=$env/.requirements
-if ! cmp -s "$root/examples/plugins/speech/requirements.txt" "$stamp"; then
+# What the plugin's manifest asks for; the installer of cjm-ctl will read the same line.
+requirements=$(sed -n 's/^ *requirements: *\[\(.*\)\] *$/\1/p' "$root/examples/plugins/speech/manifest.yaml" | tr -d ' "' | tr ',' '\n')
+if [ "$requirements" != "$(cat "$stamp" 2>/dev/null)" ]; then
   rm -rf "$env"
   mkdir -p "$(dirname "$env")"
   if command -v uv >/dev/null 2>&1; then
     uv venv --quiet --python "${PYTHON:-python3}" "$env"
-    uv pip install --quiet --python "$env/bin/python" -r "$root/examples/plugins/speech/requirements.txt"
+    uv pip install --quiet --python "$env/bin/python" -r <(printf '%s\n' "$requirements")
   else
     "${PYTHON:-python3}" -m venv "$env"
-    "$env/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/examples/plugins/speech/requirements.txt"
+    "$env/bin/python" -m pip install --quiet --disable-pip-version-check -r <(printf '%s\n' "$requirements")
   fi
-  cp "$root/examples/plugins/speech/requirements.txt" "$stamp"
+  printf '%s\n' "$requirements" > "$stamp"
 fi
-for name in textstats sleeper; do # standard library alone: any interpreter will do
-  if [ ! -x "$dir/state/envs/$name/bin/python" ]; then
-    "${PYTHON:-python3}" -m venv --without-pip "$dir/state/envs/$name"
-  fi
-done
 "$env/bin/python" -c 'import pocketsphinx, sys; print("python", sys.version.split()[0], "with pocketsphinx")'
 
 step 'Start the daemon'
