@@ -79,6 +79,9 @@ func begin(p tree.Plan, status *json.Encoder) (int, error) {
 				return 0, err
 			}
 		}
+		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+			return 0, fmt.Errorf("cannot drop capabilities: %w", err)
+		}
 	case tree.Subreaper:
 		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 			return 0, fmt.Errorf("cannot become a subreaper: %w", err)

@@ -101,8 +101,8 @@ func (h *Host) tryLife(ctx context.Context, s isolation.Sandbox) error {
 	}
 	defer hold.Close()
 	defer stdin.Close()
-	cmd := exec.Command(h.o.Reexec[0], append(h.o.Reexec[1:len(h.o.Reexec):len(h.o.Reexec)], VerbShim, "--probe")...)
-	cmd.Stdin, cmd.Env = stdin, append([]string{}, h.o.ReexecEnv...)
+	cmd := h.helper(VerbShim, "--probe")
+	cmd.Stdin = stdin
 	if err := s.Start(cmd); err != nil {
 		return err
 	}

@@ -41,10 +41,8 @@ func (g *guard) start() (*exec.Cmd, error) {
 		return nil, fmt.Errorf("cannot start the guardian: %w", err)
 	}
 	defer r.Close()
-	re := g.h.o.Reexec
-	cmd := exec.Command(re[0], append(re[1:len(re):len(re)], VerbGuardian, "--cgroup", g.base)...)
+	cmd := g.h.helper(VerbGuardian, "--cgroup", g.base)
 	cmd.Stdin = r
-	cmd.Env = append([]string{}, g.h.o.ReexecEnv...)
 	// Its own session: a ^C at the terminal or a kill of our group must not reach it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := g.h.spawn.start(cmd); err != nil {

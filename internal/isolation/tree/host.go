@@ -13,7 +13,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"go.uber.org/zap"
@@ -47,7 +49,8 @@ type Options struct {
 	// directory left is never touched. Records of sandboxes are kept below it.
 	StateDir string
 	// Reexec is a program, with leading arguments, that runs shim.Main and
-	// guardian.Main for the two verbs. Nil: this program.
+	// guardian.Main for the two verbs. Nil: this program, even after its file was
+	// replaced by an upgrade.
 	Reexec []string
 	// ReexecEnv is the whole environment of that program, beside the marker.
 	ReexecEnv []string
@@ -85,13 +88,6 @@ func New(o Options) (*Host, error) {
 		return nil, fmt.Errorf("cannot make an isolation host: %w", err)
 	}
 	o.StateDir = dir
-	if o.Reexec == nil {
-		self, err := os.Executable()
-		if err != nil {
-			return nil, fmt.Errorf("cannot find this program: %w", err)
-		}
-		o.Reexec = []string{self}
-	}
 	if o.Strategies == nil {
 		o.Strategies = []Strategy{Cgroup, PIDNS, Subreaper}
 	}
@@ -191,6 +187,20 @@ func (h *Host) Close() error {
 	h.spawn.close()
 	h.confined.close()
 	return err
+}
+
+// helper is a command that runs this program for one of the verbs.
+func (h *Host) helper(verb string, args ...string) *exec.Cmd {
+	re := h.o.Reexec
+	if re == nil {
+		re = []string{"/proc/self/exe"}
+	}
+	cmd := exec.Command(re[0], slices.Concat(re[1:], []string{verb}, args)...)
+	cmd.Env = append([]string{}, h.o.ReexecEnv...)
+	if h.o.Reexec == nil {
+		cmd.Args[0] = filepath.Base(os.Args[0]) // what ps shows
+	}
+	return cmd
 }
 
 // baseName is unique per process of the daemon: the guardian of one that has

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cjmd/cjmd/internal/isolation"
 	"github.com/cjmd/cjmd/internal/isolation/proc"
 )
@@ -61,6 +63,9 @@ func namespaces(a *syscall.SysProcAttr) {
 		a.Cloneflags |= syscall.CLONE_NEWUSER
 		a.UidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getuid(), HostID: os.Getuid(), Size: 1}}
 		a.GidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getgid(), HostID: os.Getgid(), Size: 1}}
+		// An exec as a user other than root drops what the user namespace gave; the
+		// shim needs it for its /proc and drops it itself before the worker.
+		a.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN}
 	}
 	// The kernel ends the init, and so the namespace, when our thread dies with the daemon.
 	a.Pdeathsig = syscall.SIGKILL
@@ -85,9 +90,8 @@ func (s *shimmed) Start(cmd *exec.Cmd) error {
 
 	n := 3 + len(cmd.ExtraFiles)
 	marker := s.h.marker(s.name)
-	re := s.h.o.Reexec
-	shim := exec.Command(re[0], append(re[1:len(re):len(re)], VerbShim, "--plan", strconv.Itoa(n), "--status", strconv.Itoa(n+1))...)
-	shim.Env = append([]string{marker}, s.h.o.ReexecEnv...)
+	shim := s.h.helper(VerbShim, "--plan", strconv.Itoa(n), "--status", strconv.Itoa(n+1))
+	shim.Env = append(shim.Env, marker)
 	shim.Stdin, shim.Stdout, shim.Stderr = cmd.Stdin, cmd.Stdout, cmd.Stderr
 	shim.ExtraFiles = append(cmd.ExtraFiles[:len(cmd.ExtraFiles):len(cmd.ExtraFiles)], planR, statusW)
 	shim.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
