@@ -43,7 +43,8 @@ type inst struct {
 
 	failures  int // starts that failed in a row
 	coolUntil time.Time
-	failed    string
+	failed    string // our own verdict, until a person looks
+	gaveUp    string // the supervisor's, as long as it stands
 	waitSince time.Time
 
 	// Numbers of the views in which the instance was last seen, and was last
@@ -162,13 +163,14 @@ func (l *loop) measureDevices() {
 // observe brings the loop's account of one worker in line with what it is.
 func (l *loop) observe(now time.Time, in *inst, st supervisor.Status) {
 	in.state, in.rss, in.slots = st.State, resource.Bytes(st.RSS), st.Concurrency
+	in.gaveUp = ""
+	if st.State == supervisor.FailedState || st.State == supervisor.Unkillable {
+		in.gaveUp = orElse(st.LastError, "the worker of "+in.name+" gave up")
+	}
 	switch st.State {
 	case supervisor.Stopped, supervisor.Backoff, supervisor.FailedState:
 		if st.State == supervisor.Backoff && st.RetryAt.After(now) {
 			in.coolUntil = later(in.coolUntil, st.RetryAt)
-		}
-		if st.State == supervisor.FailedState && in.failed == "" {
-			in.failed = orElse(st.LastError, "the worker of "+in.name+" gave up")
 		}
 		if in.running == 0 && !in.loading {
 			l.gone(in)
@@ -246,10 +248,7 @@ func (l *loop) startFailed(now time.Time, in *inst, err *supervisor.StartError) 
 	case stepBackoff:
 		in.coolUntil = later(in.coolUntil, err.RetryAt)
 		return
-	case stepGaveUp:
-		in.failed = err.Error()
-		return
-	case stepStopped:
+	case stepGaveUp, stepStopped: // the worker's state says so itself
 		return
 	}
 	if in.failed != "" || (in.failures > 0 && in.coolUntil.After(now)) {

@@ -75,10 +75,6 @@ func (r *run) notStarted(ctx context.Context, err error) ending {
 	}
 	var start *supervisor.StartError
 	if !errors.As(err, &start) {
-		if errors.Is(err, supervisor.ErrNoSlot) {
-			return ending{outcome: jobs.Outcome{Status: jobs.Pending, Unspent: true,
-				Error: &jobs.Error{Category: jobs.Transient, Message: err.Error(), Retriable: true}}}
-		}
 		return retry(&jobs.Error{Category: jobs.Transient, Message: err.Error(), Retriable: true})
 	}
 	r.startErr = start

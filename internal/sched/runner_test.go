@@ -223,3 +223,45 @@ func TestAdmit_AStoreThatFailsIsAskedOnceASecond(t *testing.T) {
 		b.want("1", jobs.Completed)
 	})
 }
+
+func TestWorkerFailed_WhatTheSupervisorGaveUpHoldsUntilItIsLoadedAgain(t *testing.T) {
+	for _, state := range []supervisor.State{supervisor.FailedState, supervisor.Unkillable} {
+		t.Run(string(state), func(t *testing.T) {
+			bubble(t, func(b *box) {
+				b.workers.load = func(context.Context, string) error {
+					return &supervisor.StartError{Instance: "a", Step: "gave_up"}
+				}
+				b.catalog.declare("a")
+				b.workers.set("a", state, func(s *supervisor.Status) { s.LastError = "it failed 6 times" })
+				time.Sleep(10 * time.Millisecond)
+				b.queue.add("1", "a")
+				if blk := b.wantBlock("a", "worker_failed"); blk.Sentence != "it failed 6 times" {
+					t.Errorf("sentence %q", blk.Sentence)
+				}
+				time.Sleep(time.Hour)
+				if b.workers.starts["a"] != 0 || b.want("1", jobs.Pending).Attempt != 0 {
+					t.Errorf("%d starts of a worker that gave up", b.workers.starts["a"])
+				}
+				b.workers.load = func(context.Context, string) error { return nil }
+				if err := b.Load(b.t.Context(), "a"); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(10 * time.Millisecond)
+				b.want("1", jobs.Completed)
+			})
+		})
+	}
+}
+
+func TestRunner_ACallBeyondTheWorkersSlotsIsTriedLater(t *testing.T) {
+	bubble(t, func(b *box) {
+		b.workers.exec = func(context.Context, string, supervisor.Call) (supervisor.Result, error) {
+			return supervisor.Result{}, supervisor.ErrNoSlot
+		}
+		b.catalog.declare("a")
+		b.queue.add("1", "a")
+		if j := b.want("1", jobs.Failed); j.Attempt != 3 {
+			t.Errorf("%d attempts", j.Attempt)
+		}
+	})
+}

@@ -55,8 +55,11 @@ func (l *loop) groupView(in *inst, ready []jobs.Ready) GroupView {
 	g := GroupView{
 		Instance: in.name, Enabled: in.enabled, Known: in.known, Problem: in.problem, Demand: in.demand,
 		Ready: ready, LoadWanted: len(in.loads) > 0 && !in.loading, Concurrency: in.slotsTotal(), SlotsFree: in.slotsFree(),
-		Resident: in.live, Pinned: in.pinned, CoolUntil: in.coolUntil, Failed: in.failed, WaitSince: in.waitSince,
+		Resident: in.live, Pinned: in.pinned, CoolUntil: in.coolUntil, Failed: orElse(in.failed, in.gaveUp), WaitSince: in.waitSince,
 		Loading: in.loading || in.state == supervisor.Starting || in.state == supervisor.Initializing,
+	}
+	if g.LoadWanted { // somebody wants it tried again, whatever went wrong before
+		g.Failed, g.CoolUntil = "", time.Time{}
 	}
 	if in.live && in.running == 0 && !in.loading {
 		g.IdleSince = in.idleSince

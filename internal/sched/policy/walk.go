@@ -181,10 +181,10 @@ func (w *walk) closed(g *sched.GroupView) *jobs.Block {
 		return &jobs.Block{Code: "disabled", Sentence: g.Instance + " is disabled"}
 	case g.Stopping != "":
 		return &jobs.Block{Code: "no_slot", Sentence: "the worker of " + g.Instance + " is being stopped (" + g.Stopping + ")"}
+	case g.Failed != "": // also of a worker that is still there and cannot be ended
+		return &jobs.Block{Code: "worker_failed", Sentence: g.Failed}
 	case g.Resident:
 		return nil
-	case g.Failed != "":
-		return &jobs.Block{Code: "worker_failed", Sentence: g.Failed}
 	case g.CoolUntil.After(w.view.Now):
 		w.wake(g.CoolUntil)
 		return &jobs.Block{Code: "cooling_down", Earliest: g.CoolUntil,
