@@ -49,7 +49,7 @@ func (s *server) finish(rec *recorder, r *http.Request, start time.Time) {
 		s.log.Error("a handler panicked", zap.String("request", requestID(r.Context())), zap.String("path", r.URL.Path),
 			zap.String("panic", fmt.Sprint(v)), zap.ByteString("stack", debug.Stack()))
 		if rec.status == 0 {
-			s.fail(rec, r, &requestError{Code: codeInternal})
+			writeProblem(rec, problemOf(r, &requestError{Code: codeInternal}), 0)
 		}
 	}
 	if ce := s.log.Check(zap.DebugLevel, "request"); ce != nil {
