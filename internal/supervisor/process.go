@@ -26,7 +26,7 @@ type process struct {
 	sb      isolation.Sandbox
 	ch      Channel
 	conn    Conn
-	facts   []isolation.Fact
+	report  []IsolationFact // never changed after the start: readers share it
 	log     *WorkerLog
 	logFrom uint64 // sequence of the log before the start
 	started time.Time
@@ -143,7 +143,9 @@ func (p *process) start() error {
 	if err := p.sb.Start(cmd); err != nil {
 		return errors.Join(err, outR.Close(), errR.Close())
 	}
-	p.facts = p.sb.Report()
+	for _, f := range p.sb.Report() {
+		p.report = append(p.report, IsolationFact(f))
+	}
 	p.log.note("started pid %d (generation %d, tier %s)", p.sb.PID(), p.gen, p.tier)
 	p.pipes = []*os.File{outR, errR}
 	for i, name := range []string{"stdout", "stderr"} {
@@ -162,7 +164,7 @@ func (p *process) missing() error {
 	for _, want := range p.spec.Isolation.Require {
 		why := "tier " + p.tier + " does not have it"
 		held := false
-		for _, f := range p.facts {
+		for _, f := range p.report {
 			if f.Mechanism == want {
 				held = f.InForce
 				if f.Detail != "" {

@@ -241,9 +241,7 @@ func (w *worker) publish() {
 		st.StartedAt, st.PID = p.started, p.sb.PID()
 		st.Ready, st.ReadyAt, st.LoadMillis, st.Usage = w.ready, w.readyAt, w.loadTime.Milliseconds(), w.usage
 		st.Progress, st.ProgressMessage = w.progress.Fraction, w.progress.Message
-		for _, f := range p.facts {
-			st.Isolation = append(st.Isolation, IsolationFact(f))
-		}
+		st.Isolation = p.report
 	}
 	w.status.Store(st)
 	if w.st.live() {
