@@ -71,7 +71,7 @@ func (q *Queue) activeEntryLocked(a ActiveJob) *entry {
 	e := &entry{id: a.ID, seq: a.Seq, group: q.groupLocked(a.Instance), submitter: unique.Make(a.Submitter),
 		created: a.CreatedAt.UnixNano(), priority: a.Priority, revision: a.Revision, attempt: int32(a.Attempt),
 		maxAttempts: int32(a.MaxAttempts), status: a.Status, held: a.Held}
-	if !a.NotBefore.IsZero() {
+	if a.NotBefore.After(q.now()) {
 		e.notBefore = a.NotBefore.UnixNano()
 	}
 	if a.QueueTimeout > 0 {
