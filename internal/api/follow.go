@@ -184,11 +184,10 @@ func (sa *samples) take() (frame, bool) {
 
 // logSource is a job's log as a stream.
 type logSource struct {
-	s      *server
-	id     jobs.ID
-	log    JobLog
-	cursor uint64
-	all    bool // every record, not the chunks alone
+	s   *server
+	id  jobs.ID
+	log JobLog
+	all bool // every record, not the chunks alone
 }
 
 func (l *logSource) next(ctx context.Context) (frame, error) {

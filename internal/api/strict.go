@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -40,9 +41,9 @@ type scanner struct {
 	path  []pathStep
 }
 
-// pathStep is a key, or an index when key is empty and idx ≥ 0.
+// pathStep is an index when idx ≥ 0, else a key.
 type pathStep struct {
-	key string
+	key []byte
 	idx int
 }
 
@@ -82,7 +83,7 @@ func (s *scanner) pointer() string {
 			out = strconv.AppendInt(out, int64(p.idx), 10)
 			continue
 		}
-		out = append(out, escapePointer(p.key)...)
+		out = append(out, escapePointer(string(p.key))...)
 	}
 	return string(out)
 }
@@ -162,9 +163,12 @@ func (s *scanner) object(sh *shape, build bool) (map[string]any, error) {
 		if s.peek() != '"' {
 			return nil, s.fail("a key in double quotes was expected at byte %d", s.pos)
 		}
-		key, err := s.text()
+		key, escaped, err := s.rawString()
 		if err != nil {
 			return nil, err
+		}
+		if escaped {
+			key = []byte(unescape(key))
 		}
 		if !seen.add(key) {
 			s.path = append(s.path, pathStep{key: key, idx: -1})
@@ -179,7 +183,7 @@ func (s *scanner) object(sh *shape, build bool) (map[string]any, error) {
 		s.path = append(s.path, pathStep{key: key, idx: -1})
 		var sub *shape
 		if sh != nil {
-			sub = sh.fields[key]
+			sub = sh.fields[string(key)]
 		}
 		v, err := s.value(sub, build)
 		if err != nil {
@@ -187,7 +191,7 @@ func (s *scanner) object(sh *shape, build bool) (map[string]any, error) {
 		}
 		s.path = s.path[:len(s.path)-1]
 		if build {
-			out[key] = v
+			out[string(key)] = v
 		}
 		more, err := s.next('}')
 		if err != nil || !more {
@@ -423,16 +427,16 @@ func hex4(b []byte) rune {
 
 // keySet finds duplicate keys; small objects need no map.
 type keySet struct {
-	few  [16]string
+	few  [16][]byte
 	n    int
 	many map[string]struct{}
 }
 
-// add reports false when k was added before.
-func (k *keySet) add(key string) bool {
+// add reports false when key was added before. It keeps key.
+func (k *keySet) add(key []byte) bool {
 	if k.many == nil {
 		for _, have := range k.few[:k.n] {
-			if have == key {
+			if bytes.Equal(have, key) {
 				return false
 			}
 		}
@@ -443,13 +447,13 @@ func (k *keySet) add(key string) bool {
 		}
 		k.many = make(map[string]struct{}, 64)
 		for _, have := range k.few {
-			k.many[have] = struct{}{}
+			k.many[string(have)] = struct{}{}
 		}
 	}
-	if _, ok := k.many[key]; ok {
+	if _, ok := k.many[string(key)]; ok {
 		return false
 	}
-	k.many[key] = struct{}{}
+	k.many[string(key)] = struct{}{}
 	return true
 }
 
