@@ -64,10 +64,12 @@ show "cjmd serve --state-dir $dir/state --socket $CJMD_SOCKET --plugins examples
 cjmd serve --state-dir "$dir/state" --socket "$CJMD_SOCKET" --listen none \
   --plugins "$root/examples/plugins" --log-format json 2>"$dir/daemon.log" &
 daemon=$!
-until [ -S "$CJMD_SOCKET" ]; do
-  kill -0 "$daemon" 2>/dev/null || { cat "$dir/daemon.log" >&2; echo 'the daemon did not start' >&2; exit 1; }
-  read -rt 0.05 <> <(:) || true
-done
+if ! curl -sSf --retry 200 --retry-delay 0 --retry-all-errors --retry-max-time 20 \
+    --unix-socket "$CJMD_SOCKET" http://cjmd/readyz >/dev/null 2>&1; then
+  cat "$dir/daemon.log" >&2
+  echo 'the daemon did not start' >&2
+  exit 1
+fi
 cjm-ctl status
 cjm-ctl plugins
 
@@ -82,6 +84,8 @@ cjm-ctl logs demo-speech
 
 step 'A second job, cancelled while it runs'
 cjm-ctl submit sleeper seconds:=60 --id demo-cancel
+# Its own events say when it is really at work.
+grep -q -m 1 '^event: progress' < <(curl -sN --unix-socket "$CJMD_SOCKET" http://cjmd/v1/jobs/demo-cancel/events)
 cjm-ctl cancel demo-cancel --reason 'only a demonstration'
 cjm-ctl wait demo-cancel || [ $? -eq 5 ] # 5: the job was cancelled
 
