@@ -115,7 +115,13 @@ func sentence(err error) string {
 	}
 	short := p.Title
 	if p.Detail != "" {
-		short = p.Detail
+		// The title says which rule, the detail which case of it; two sentences
+		// that begin alike say the same.
+		if first, _, _ := strings.Cut(p.Title, " "); strings.HasPrefix(p.Detail, first+" ") {
+			short = p.Detail
+		} else {
+			short += " " + p.Detail
+		}
 	}
 	return strings.Replace(err.Error(), p.Error(), short, 1)
 }

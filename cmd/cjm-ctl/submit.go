@@ -163,7 +163,7 @@ func newSubmit(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := a.printSubmitted(job, s.id+s.key != ""); err != nil || wait == 0 {
+			if err := a.printSubmitted(job, s.id+s.key != "" && wait == 0); err != nil || wait == 0 {
 				return err
 			}
 			a.sayOutcome(job.value)
@@ -176,8 +176,10 @@ func newSubmit(a *app) *cobra.Command {
 	return cmd
 }
 
-func (a *app) printSubmitted(job reply[wire.Job], repeatable bool) error {
-	if repeatable && job.status == http.StatusOK && !a.json {
+// printSubmitted prints the id. A 200 to a submit that did not wait means that
+// the job was known.
+func (a *app) printSubmitted(job reply[wire.Job], tellKnown bool) error {
+	if tellKnown && job.status == http.StatusOK && !a.json {
 		a.say("this job was submitted before")
 	}
 	if a.json {
