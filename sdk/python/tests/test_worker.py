@@ -374,6 +374,24 @@ class Logs(WorkerTest):
         self.assertGreaterEqual(sum(len(line) for line in lines), 300_000)
         self.assertTrue(all(len(line) <= 65536 for line in lines))
 
+    def test_finalizers_may_print_while_a_frame_is_being_made(self) -> None:
+        w = self.loaded("""
+            import gc
+            class Noisy:
+                def __init__(self): self.me = self
+                def __del__(self): print("gone")
+            class Plugin:
+                def execute(self): pass
+                def execute_stream(self, n):
+                    gc.set_threshold(3)
+                    for i in range(n):
+                        Noisy()
+                        yield [i]
+                    gc.collect()
+            """)
+        self.assertEqual(w.execute("j", 3000, stream=True).result["chunks"], 3000)
+        self.assertGreater(len(w.said("log", message="gone")), 2900)
+
     def test_ten_megabytes_of_prints(self) -> None:
         w = self.loaded("class Plugin:\n  def execute(self):\n    for i in range(100000): print('%0100d' % i)\n    return 1")
         self.assertEqual(w.execute("j").json(), 1)
