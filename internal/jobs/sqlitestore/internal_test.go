@@ -70,3 +70,22 @@ func TestOpen_DamagedDatabaseIsRefusedAfterAnUncleanStop(t *testing.T) {
 	_, err = Open(t.Context(), Options{Dir: dir})
 	require.ErrorContains(t, err, path, "the refusal released the lock")
 }
+
+// Seen in a running daemon: the first write after an idle checkpoint failed
+// with "cannot open savepoint - SQL statements in progress".
+func TestConn_WritesAfterACheckpoint(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s, err := Open(t.Context(), Options{Dir: dir})
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
+	c, err := openConn(filepath.Join(dir, dbName))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, c.close()) }()
+	for range 2 {
+		for _, statement := range []string{`BEGIN IMMEDIATE`, `SAVEPOINT op`, `UPDATE meta SET value = value`, `RELEASE op`, `COMMIT`} {
+			require.NoError(t, c.exec(statement), statement)
+		}
+		require.NoError(t, c.checkpoint())
+	}
+}

@@ -247,7 +247,7 @@ func (w *writer) checkpoint() {
 	if w.conn == nil {
 		return
 	}
-	if err := w.conn.exec(`PRAGMA wal_checkpoint(TRUNCATE)`); err != nil {
+	if err := w.conn.checkpoint(); err != nil {
 		w.log.Debug("cannot empty the write-ahead log", zap.Error(err))
 	}
 }
@@ -270,12 +270,21 @@ func openConn(path string) (*conn, error) {
 	}
 	c := &conn{db: dc.(*sqlite3.SQLiteConn), stmts: map[string]driver.Stmt{}}
 	for _, pragma := range []string{`PRAGMA journal_size_limit = 67108864`, `PRAGMA wal_autocheckpoint = 4000`, `PRAGMA temp_store = MEMORY`} {
-		if err := c.exec(pragma); err != nil {
+		if err := c.pragma(pragma); err != nil {
 			c.close()
 			return nil, fmt.Errorf("cannot open %s: %w", path, err)
 		}
 	}
 	return c, nil
+}
+
+// checkpoint moves the write-ahead log into the database and empties it.
+func (c *conn) checkpoint() error { return c.pragma(`PRAGMA wal_checkpoint(TRUNCATE)`) }
+
+// pragma reads the row that many pragmas answer with: exec would leave the
+// statement open, and no savepoint can be opened beside an open statement.
+func (c *conn) pragma(text string) error {
+	return c.query(func([]driver.Value) error { return nil }, text)
 }
 
 func (c *conn) close() error {
