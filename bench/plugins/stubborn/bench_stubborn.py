@@ -1,0 +1,54 @@
+"""Two ways to be cancelled: at once, and never."""
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+# A child that hears nothing, in a session of its own where told so.
+CHILD = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+if int(sys.argv[1]) % 2:
+    os.setsid()
+sys.stdout.write("x")
+sys.stdout.flush()
+while True:
+    time.sleep(60)
+"""
+
+
+class Stubborn:
+    name = "stubborn"
+    version = "1.0.0"
+
+    def __init__(self):
+        self._stop = threading.Event()
+
+    def cancel(self):
+        self._stop.set()
+
+    def execute(self, *args, **kwargs):
+        return None
+
+    def execute_stream(self, deaf=False, children=0):
+        """Yields its own process id and those of its children, then waits."""
+        self._stop.clear()
+        if deaf:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        pids = [os.getpid()]
+        for n in range(children):
+            child = subprocess.Popen([sys.executable, "-S", "-E", "-c", CHILD, str(n)], stdout=subprocess.PIPE)
+            child.stdout.read(1)
+            pids.append(child.pid)
+        yield {"pids": pids}
+        while not deaf:
+            if self._stop.wait(60):
+                return
+        while True:
+            try:
+                time.sleep(60)
+            except BaseException:
+                pass

@@ -1,0 +1,101 @@
+package rows
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cjmd/cjmd/bench/harness"
+)
+
+const executeBody = `{"args":["a.wav"],"kwargs":{"language":"en"}}`
+
+// rpc: from the request to the result of a plugin that does nothing, with a
+// durable commit of the job and of its end, beside the same class in a bare
+// Python loop.
+func rpc(ctx context.Context, b *harness.Bench) (_ []harness.Result, err error) {
+	d, err := b.Daemon(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, d.Stop()) }()
+	raw, err := b.Raw(ctx, "calls", "noop", "bench_noop", "Noop")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, raw.Close()) }()
+	for _, plugin := range []string{"noop", "noop16"} {
+		if err := d.Call(ctx, "POST", "/v1/plugins/"+plugin+"/load", nil, nil); err != nil {
+			return nil, err
+		}
+	}
+	execute := func(plugin string) []byte {
+		return harness.Request("POST", "/v1/plugins/"+plugin+"/execute", "", []byte(executeBody))
+	}
+	wait := harness.Request("POST", "/v1/jobs?wait=30s", "", []byte(`{"plugin":"noop",`+executeBody[1:]))
+	cases := []struct {
+		name    string
+		clients int
+		request []byte
+	}{
+		{"1 client", 1, execute("noop")},
+		{"16 clients", 16, execute("noop")},
+		{"16 clients, concurrency 16", 16, execute("noop16")},
+		{"16 clients, POST /v1/jobs?wait=", 16, wait},
+	}
+	loads := make([][]harness.Load, len(cases))
+	var rawRates []float64
+	slice := b.For(600*time.Millisecond, 3*time.Second)
+	repeats := b.Times(3, 5)
+	for i := range repeats + 1 { // the first is for warming up
+		r, err := rawCalls(raw, slice/2)
+		if err != nil {
+			return nil, err
+		}
+		if i > 0 {
+			rawRates = append(rawRates, r)
+		}
+		for k, c := range cases {
+			l, err := harness.RunLoad(ctx, c.clients, slice, d.Dial, harness.Post(c.request, 200))
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", c.name, err)
+			}
+			if i > 0 {
+				loads[k] = append(loads[k], l)
+			}
+		}
+	}
+	limit := harness.Median(rawRates)
+	var out []harness.Result
+	for k, c := range cases {
+		l := harness.MedianLoad(loads[k])
+		rate := harness.Of("rpc", c.name+": jobs", l.Rate, "1/s").Against("raw loop, calls/s", limit)
+		p50 := harness.Of("rpc", c.name+": p50", harness.Milliseconds(l.P50), "ms").Against("raw loop, ms", 1000/limit)
+		switch c.name {
+		case "1 client":
+			p50 = p50.AtMost(1.5)
+		case "16 clients":
+			rate = rate.RatioAtLeast(0.15)
+		}
+		out = append(out, rate, p50, harness.Of("rpc", c.name+": p99", harness.Milliseconds(l.P99), "ms"))
+	}
+	return out, nil
+}
+
+// rawCalls is the rate of the bare loop, one call after the other.
+func rawCalls(raw *harness.Raw, d time.Duration) (float64, error) {
+	n, begin := 0, time.Now()
+	for time.Since(begin) < d {
+		for range 32 {
+			if err := raw.SendText([]byte(executeBody)); err != nil {
+				return 0, err
+			}
+			if _, err := raw.Receive(); err != nil {
+				return 0, err
+			}
+			n++
+		}
+	}
+	return float64(n) / time.Since(begin).Seconds(), nil
+}
