@@ -97,7 +97,7 @@ func TestWholeDaemon(t *testing.T) {
 			path := dir + string(os.PathListSeparator) + e.Getenv("PATH")
 			for _, kv := range [][2]string{
 				{"PATH", path}, {"HOME", e.WorkDir}, {"TZ", "UTC"}, {"NO_COLOR", "1"}, {"TCP", tcp},
-				{"CJMD_STATE_DIR", state}, {"CJMD_SERVER_LISTEN", tcp}, {"GORACE", "atexit_sleep_ms=0 halt_on_error=1"},
+				{"CJMD_STATE_DIR", state}, {"CJMD_WORKERS_DRAIN_GRACE", "200ms"}, {"CJMD_SERVER_LISTEN", tcp}, {"GORACE", "atexit_sleep_ms=0 halt_on_error=1"},
 			} {
 				e.Setenv(kv[0], kv[1])
 			}
