@@ -85,7 +85,7 @@ cjm-ctl logs demo-speech
 step 'A second job, cancelled while it runs'
 cjm-ctl submit sleeper seconds:=60 --id demo-cancel
 # Its own events say when it is really at work.
-grep -q -m 1 '^event: progress' < <(curl -sN --unix-socket "$CJMD_SOCKET" http://cjmd/v1/jobs/demo-cancel/events)
+grep -q -m 1 '"phase":"executing"' < <(curl -sN --unix-socket "$CJMD_SOCKET" http://cjmd/v1/jobs/demo-cancel/events)
 cjm-ctl cancel demo-cancel --reason 'only a demonstration'
 cjm-ctl wait demo-cancel || [ $? -eq 5 ] # 5: the job was cancelled
 
