@@ -53,7 +53,8 @@ type Options struct {
 
 // Limits protect the daemon from its clients.
 type Limits struct {
-	Body                int64 // largest body in bytes; a batch may have eight times as much
+	Job                 int64 // arguments of one job, in bytes
+	Body                int64 // any other body: a batch of jobs, a configuration
 	Depth               int   // deepest nesting of JSON
 	Streams             int   // open event streams
 	StreamsPerPrincipal int
@@ -62,7 +63,7 @@ type Limits struct {
 
 // DefaultLimits is used where nothing else is said.
 func DefaultLimits() Limits {
-	return Limits{Body: 2<<20 - 1, Depth: 64, Streams: 1024, StreamsPerPrincipal: 256, Wait: 10 * time.Minute}
+	return Limits{Job: 1 << 20, Body: 16 << 20, Depth: 64, Streams: 1024, StreamsPerPrincipal: 256, Wait: 10 * time.Minute}
 }
 
 // VersionInfo is what /v1/version tells.
@@ -126,7 +127,7 @@ func withDefaults(o Options) Options {
 func (s *server) router() http.Handler {
 	strict := wire.NewStrictHandlerWithOptions(s, []wire.StrictMiddlewareFunc{withRequest}, wire.StrictHTTPServerOptions{RequestErrorHandlerFunc: s.fail, ResponseErrorHandlerFunc: s.fail})
 	gen := &wire.ServerInterfaceWrapper{Handler: strict, ErrorHandlerFunc: s.fail}
-	b := newBodies(s.spec, func() int64 { return s.o.Limits().Body }, func() int { return s.o.Limits().Depth })
+	b := newBodies(s.spec, s.o.Limits)
 
 	r := chi.NewRouter()
 	r.NotFound(func(w http.ResponseWriter, req *http.Request) { s.fail(w, req, &requestError{Code: codeNotFound}) })

@@ -100,7 +100,7 @@ func BenchmarkVerify_Submit(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	bo := newBodies(sp, func() int64 { return 1 << 20 }, func() int { return 64 })
+	bo := newBodies(sp, DefaultLimits)
 	b.ReportAllocs()
 	for b.Loop() {
 		if err := bo.verify(sp.rules["submitJob"], []byte(benchBody)); err != nil {

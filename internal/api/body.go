@@ -8,6 +8,7 @@ import (
 	"mime"
 	"net/http"
 	"sync"
+	"time"
 )
 
 // maxPooled bounds the buffers that are kept between requests.
@@ -17,18 +18,29 @@ const maxPooled = 256 << 10
 // them: content type, size, strict syntax, schema. The generated code then
 // decodes bytes that are known to be good.
 type bodies struct {
-	spec  *spec
-	max   func() int64 // largest body
-	depth func() int
-	pool  sync.Pool
+	spec   *spec
+	limits func() Limits
+	pool   sync.Pool
 }
 
-func newBodies(s *spec, maxBytes func() int64, depth func() int) *bodies {
-	return &bodies{spec: s, max: maxBytes, depth: depth, pool: sync.Pool{New: func() any { return new(bytes.Buffer) }}}
+func newBodies(s *spec, limits func() Limits) *bodies {
+	return &bodies{spec: s, limits: limits, pool: sync.Pool{New: func() any { return new(bytes.Buffer) }}}
 }
 
-// batchFactor lets a batch be longer than a single job.
-const batchFactor = 8
+// bodyTimeout is how long a client may take to send a body.
+const bodyTimeout = 30 * time.Second
+
+// besideArgs is what a submission may hold besides its arguments.
+const besideArgs = 64 << 10
+
+// largest is the longest body that op may have.
+func (l Limits) largest(op string) int64 {
+	switch op {
+	case "submitJob", "putJob", "execute", "executeStream":
+		return l.Job + besideArgs
+	}
+	return l.Body
+}
 
 // check returns the handler for one operation that has a body.
 func (b *bodies) check(op string, next http.Handler, fail func(http.ResponseWriter, *http.Request, error)) http.Handler {
@@ -41,10 +53,6 @@ func (b *bodies) check(op string, next http.Handler, fail func(http.ResponseWrit
 			}
 			next.ServeHTTP(w, r)
 		})
-	}
-	factor := int64(1)
-	if op == "submitBatch" {
-		factor = batchFactor
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !rule.required && (r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0) {
@@ -63,7 +71,7 @@ func (b *bodies) check(op string, next http.Handler, fail func(http.ResponseWrit
 				b.pool.Put(buf)
 			}
 		}()
-		if err := readBody(w, r, buf, b.max()*factor); err != nil {
+		if err := readBody(w, r, buf, b.limits().largest(op)); err != nil {
 			fail(w, r, err)
 			return
 		}
@@ -78,7 +86,7 @@ func (b *bodies) check(op string, next http.Handler, fail func(http.ResponseWrit
 }
 
 func (b *bodies) verify(rule *bodyRule, data []byte) error {
-	tree, err := scanStrict(data, rule.shape, b.depth())
+	tree, err := scanStrict(data, rule.shape, b.limits().Depth)
 	if err != nil {
 		return err
 	}
@@ -109,7 +117,10 @@ func readBody(w http.ResponseWriter, r *http.Request, buf *bytes.Buffer, limit i
 	if r.ContentLength > 0 {
 		buf.Grow(int(r.ContentLength) + bytes.MinRead)
 	}
+	rc := http.NewResponseController(w)
+	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout)) // not to be had without a socket, where nothing can stall
 	_, err := buf.ReadFrom(http.MaxBytesReader(w, r.Body, limit))
+	_ = rc.SetReadDeadline(time.Time{})
 	var over *http.MaxBytesError
 	switch {
 	case err == nil:

@@ -145,7 +145,7 @@ func TestExamples_OfTheDescriptionAreAccepted(t *testing.T) {
 	t.Parallel()
 	sp, err := loadSpec(apispec.Spec)
 	require.NoError(t, err)
-	b := newBodies(sp, func() int64 { return 1 << 20 }, func() int { return 64 })
+	b := newBodies(sp, DefaultLimits)
 	for op, at := range sp.ops {
 		method, path, _ := strings.Cut(at, " ")
 		body := asMap(dig(sp.doc, "paths", path, strings.ToLower(method), "requestBody"))

@@ -72,6 +72,12 @@ func TestBatch_AllOrNone(t *testing.T) {
 	require.Equal(t, "/jobs/1/plugin", p.Errors[0].Pointer)
 	require.Equal(t, "textstats", p.Errors[0].Suggestion)
 	require.Equal(t, 404, f.do("GET", "/v1/jobs/b-3", nil).StatusCode)
+
+	// A batch may be long, each job of it only as long as one alone.
+	long := `{"plugin":"textstats","args":["` + strings.Repeat("x", 700<<10) + `"]}`
+	require.Equal(t, 202, f.do("POST", "/v1/jobs:batch", `{"jobs":[`+long+`,`+long+`,`+long+`]}`).StatusCode)
+	r = f.do("POST", "/v1/jobs:batch", `{"jobs":[{"plugin":"textstats","args":["`+strings.Repeat("x", 1<<20)+`"]}]}`)
+	require.Equal(t, 413, r.StatusCode)
 }
 
 func TestWait_HoldsUntilFinalAndCarriesTheResult(t *testing.T) {

@@ -63,6 +63,7 @@ func (a logAnswer) send(w http.ResponseWriter) error {
 	if asJSON {
 		kind = "application/x-ndjson"
 	}
+	ownDeadlines(w)
 	w.Header().Set("Content-Type", kind)
 	w.Header().Set("X-Accel-Buffering", "no")
 	w.WriteHeader(http.StatusOK)

@@ -30,7 +30,7 @@ func (s *server) outer(next http.Handler) http.Handler {
 		h.Set("Referrer-Policy", "no-referrer")
 		h.Set("Cross-Origin-Resource-Policy", "same-origin")
 		h.Set("Cache-Control", "no-store")
-		rec := &recorder{ResponseWriter: w}
+		rec := &recorder{ResponseWriter: w, timeout: s.o.WriteTimeout}
 		defer s.finish(rec, r, start)
 		if err := s.access.guard(r); err != nil {
 			s.fail(rec, r, err)
@@ -82,17 +82,34 @@ func (s *server) authorize(least Role, next http.Handler) http.Handler {
 	})
 }
 
-// recorder remembers what was answered.
+// recorder remembers what was answered, and gives each write a deadline, so that
+// a client which takes nothing holds nothing for long.
 type recorder struct {
 	http.ResponseWriter
+	timeout   time.Duration // 0: deadlines are set by somebody else
 	status    int
 	bytes     int64
 	principal string
 }
 
+// ownDeadlines tells a recorder that its writer sets deadlines itself.
+func ownDeadlines(w http.ResponseWriter) {
+	if rec, ok := w.(*recorder); ok {
+		rec.timeout = 0
+	}
+}
+
+func (r *recorder) extend() {
+	if r.timeout > 0 {
+		// Where it cannot be had, as in tests without a socket, nothing can stall.
+		_ = http.NewResponseController(r.ResponseWriter).SetWriteDeadline(time.Now().Add(r.timeout))
+	}
+}
+
 func (r *recorder) WriteHeader(status int) {
 	if r.status == 0 {
 		r.status = status
+		r.extend()
 	}
 	r.ResponseWriter.WriteHeader(status)
 }
@@ -101,6 +118,7 @@ func (r *recorder) Write(b []byte) (int, error) {
 	if r.status == 0 {
 		r.status = http.StatusOK
 	}
+	r.extend()
 	n, err := r.ResponseWriter.Write(b)
 	r.bytes += int64(n)
 	return n, err

@@ -314,6 +314,7 @@ type flushWriter struct {
 }
 
 func newFlushWriter(w http.ResponseWriter, timeout time.Duration, published *atomic.Int64, began, stalled func()) *flushWriter {
+	ownDeadlines(w)
 	f := &flushWriter{w: w, rc: http.NewResponseController(w), timeout: timeout, published: published, began: began, stalled: stalled, flushes: -1}
 	f.buf = bufio.NewWriterSize(deadlineWriter{f}, sseBuffer)
 	return f

@@ -32,6 +32,10 @@ func (s *server) build(ctx context.Context, in submission) (jobs.Submission, err
 	if err != nil {
 		return jobs.Submission{}, err
 	}
+	if limit := s.o.Limits().Job; int64(len(in.req.Args)+len(in.req.Kwargs)) > limit {
+		return jobs.Submission{}, &requestError{Code: codeBodyTooLarge, Detail: fmt.Sprintf("The arguments of a job may have %d bytes.", limit),
+			Fields: []wire.FieldError{{Pointer: in.pointer + "/args", Message: "is too large, together with kwargs"}}}
+	}
 	spec := jobs.Spec{
 		Instance: in.req.Plugin, Args: in.req.Args, Kwargs: in.req.Kwargs, Stream: in.req.Stream, Priority: in.req.Priority,
 		Labels: in.req.Labels, MaxAttempts: in.req.MaxAttempts, Held: in.req.Hold,
