@@ -121,7 +121,8 @@ const (
 )
 
 func (a *app) printJobs(jobs []wire.Job, shape jobsShape) error {
-	t := &table{cols: []column{{title: "JOB", flex: true, min: 12}, {title: "PLUGIN", flex: true, min: 8}, {title: "STATUS"}}}
+	// Ids are there to be copied: one of the daemon's own is never shortened.
+	t := &table{cols: []column{{title: "JOB", flex: true, min: 26}, {title: "PLUGIN", flex: true, min: 12}, {title: "STATUS"}}}
 	switch shape {
 	case jobsInQueue:
 		t.cols = append(t.cols, column{title: "PRIO", right: true}, column{title: "AGE", right: true}, column{title: "NOTE", flex: true, min: 10})
@@ -165,6 +166,8 @@ func (a *app) took(j wire.Job) string {
 // note is the one thing worth saying about a job in a table.
 func note(j wire.Job) string {
 	switch {
+	case j.Status == wire.JobStatusCancelled && j.CancelReason != "":
+		return j.CancelReason
 	case j.Error != nil:
 		return string(j.Error.Category) + ": " + j.Error.Message
 	case j.Block != nil:
@@ -177,8 +180,6 @@ func note(j wire.Job) string {
 		return fmt.Sprintf("attempt %d of %d; before: %s", j.Attempt, j.MaxAttempts, j.LastError.Message)
 	case j.Position > 0:
 		return fmt.Sprintf("place %d", j.Position)
-	case j.CancelReason != "":
-		return j.CancelReason
 	}
 	return ""
 }

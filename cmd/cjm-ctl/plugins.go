@@ -64,7 +64,7 @@ func (a *app) showPlugins(p reply[wire.PluginList]) error {
 		a.say("no plugin was found; manifests belong in a directory of plugins.paths (cjmd config show)")
 		return nil
 	}
-	t := &table{cols: []column{{title: "PLUGIN", flex: true, min: 12}, {title: "STATE"}, {title: "VERSION", flex: true, min: 7}, {title: "CATEGORY", flex: true, min: 8}, {title: "DESCRIPTION", flex: true, min: 10}}}
+	t := &table{cols: []column{{title: "PLUGIN", flex: true, min: 20}, {title: "STATE"}, {title: "VERSION", flex: true, min: 7}, {title: "CATEGORY", flex: true, min: 8}, {title: "DESCRIPTION", flex: true, min: 10}}}
 	t.paint = func(col int, text, padded string) string {
 		if col == 1 {
 			return a.out.paintWord(text, padded)

@@ -43,7 +43,7 @@ func newWorkers(a *app) *cobra.Command {
 }
 
 func (a *app) printWorkers(workers []wire.Worker) error {
-	t := &table{cols: []column{{title: "WORKER", flex: true, min: 12}, {title: "STATE"}, {title: "SINCE"}, {title: "PID", right: true},
+	t := &table{cols: []column{{title: "WORKER", flex: true, min: 20}, {title: "STATE"}, {title: "SINCE"}, {title: "PID", right: true},
 		{title: "MEMORY", right: true}, {title: "CALLS", right: true}, {title: "RESTARTS", right: true}, {title: "NOTE", flex: true, min: 10}}}
 	t.paint = func(col int, text, padded string) string {
 		if col == 1 {
