@@ -32,7 +32,10 @@ func (v view) bar(now time.Time, width int, style barStyle) string {
 		wheel, full, rest = []string{"⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"}, "━", "╌"
 	}
 	head := fmt.Sprintf("%s %s %s ", wheel[v.beat%len(wheel)], harmless(v.title, false), v.phase)
-	tail := " " + span(now.Sub(v.started).Truncate(time.Second))
+	tail := fmt.Sprintf(" %ds", int(now.Sub(v.started).Seconds()))
+	if d := now.Sub(v.started); d >= time.Minute {
+		tail = " " + span(d)
+	}
 	message := harmless(v.message, false)
 	room := width - cells(head) - cells(tail)
 	if room < 4 { // a very narrow terminal: what fits of the head
