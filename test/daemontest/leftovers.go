@@ -1,0 +1,154 @@
+package daemontest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// leaveTime is what the workers of a daemon that died have to end in.
+const leaveTime = 5 * time.Second
+
+// AssertNothingLeft fails the test when a process of the daemon outlives it: one
+// that runs its program, carries its marker or works in its directory. Those
+// that are about to end (the daemon was killed) have leaveTime for it.
+func (d *Daemon) AssertNothingLeft(t testing.TB) {
+	t.Helper()
+	left := d.processes()
+	deadline := time.Now().Add(leaveTime)
+	for len(left) > 0 {
+		p := left[0]
+		if err := awaitEnd(p.pid, time.Until(deadline)); err != nil {
+			for _, p := range left {
+				t.Errorf("a process is left: %s", p)
+				_ = unix.Kill(p.pid, unix.SIGKILL) // found by the marks of this test's own daemon
+			}
+			return
+		}
+		left = d.processes()
+	}
+	d.assertNoCgroup(t)
+}
+
+// process is one that belongs to a daemon.
+type process struct {
+	pid int
+	why string
+	cmd string
+}
+
+func (p process) String() string { return fmt.Sprintf("pid %d (%s): %s", p.pid, p.why, p.cmd) }
+
+// processes finds what belongs to the daemon, except the daemon while it runs.
+func (d *Daemon) processes() []process {
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	var out []process
+	for _, dir := range dirs {
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		if d.Running() && pid == d.PID() {
+			continue
+		}
+		why := d.belongs(dir)
+		if why == "" {
+			continue
+		}
+		line, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		out = append(out, process{pid: pid, why: why, cmd: strings.TrimSpace(string(bytes.ReplaceAll(line, []byte{0}, []byte(" "))))})
+	}
+	return out
+}
+
+// belongs says by what a process is the daemon's; "" when it is not. A zombie
+// has none of the marks: it is nobody's burden any more.
+func (d *Daemon) belongs(dir string) string {
+	if exe, err := os.Readlink(filepath.Join(dir, "exe")); err == nil && strings.TrimSuffix(exe, " (deleted)") == d.exe {
+		return "program"
+	}
+	if cwd, err := os.Readlink(filepath.Join(dir, "cwd")); err == nil && strings.HasPrefix(cwd, d.State+"/") {
+		return "directory"
+	}
+	env, err := os.ReadFile(filepath.Join(dir, "environ"))
+	if err != nil {
+		return ""
+	}
+	for _, kv := range bytes.Split(env, []byte{0}) {
+		if string(kv) == d.marker {
+			return "environment"
+		}
+	}
+	return ""
+}
+
+// awaitEnd waits until the process has ended.
+func awaitEnd(pid int, within time.Duration) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("cannot watch process %d: %w", pid, err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	deadline := time.Now().Add(within)
+	for {
+		left := time.Until(deadline)
+		if left <= 0 {
+			return fmt.Errorf("process %d did not end within %s", pid, within)
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(left.Milliseconds())+1)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("cannot watch process %d: %w", pid, err)
+		}
+		if n > 0 {
+			return nil
+		}
+	}
+}
+
+// AwaitEnd fails the test when the process does not end in time.
+func AwaitEnd(t testing.TB, pid int, within time.Duration) {
+	t.Helper()
+	if err := awaitEnd(pid, within); err != nil {
+		t.Error(err)
+	}
+}
+
+// Alive reports whether the process exists and is no zombie.
+func Alive(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	i := bytes.LastIndexByte(stat, ')')
+	return i > 0 && i+2 < len(stat) && stat[i+2] != 'Z'
+}
+
+// assertNoCgroup looks for control groups of the process that has ended; their
+// names carry its pid. After a SIGKILL the guardian removes them before it ends,
+// and it runs the daemon's program: it is gone when this is called.
+func (d *Daemon) assertNoCgroup(t testing.TB) {
+	t.Helper()
+	if d.cmd == nil || d.Running() {
+		return
+	}
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		left, _ := filepath.Glob(filepath.Join(root, fmt.Sprintf("cjmd-*.%d-*", d.PID())))
+		for _, dir := range left {
+			t.Errorf("a control group is left: %s", dir)
+		}
+	}
+}

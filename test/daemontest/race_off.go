@@ -1,0 +1,6 @@
+//go:build !race
+
+package daemontest
+
+// raceEnabled: the daemon is built like the test that drives it.
+const raceEnabled = false
