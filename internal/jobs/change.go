@@ -49,7 +49,7 @@ func (q *Queue) intendCancelLocked(e *entry, by, reason string) *Ticket {
 	if !r.job.CancelRequestedAt.IsZero() {
 		return r.cancelTicket
 	}
-	now := q.now().UTC()
+	now := q.now()
 	r.job.CancelRequestedAt, r.job.CancelReason = now, reason
 	q.cancels = append(q.cancels, CancelIntent{ID: e.id, Reason: reason})
 	q.wake()
@@ -81,7 +81,7 @@ type pendingEnd struct {
 
 // endPendingLocked queues the end of a pending, settled job.
 func (q *Queue) endPendingLocked(e *entry, end pendingEnd) *Ticket {
-	now := q.now().UTC()
+	now := q.now()
 	ch := &Change{ID: e.id, From: Pending, To: end.status, Action: end.action, FinishedAt: now, Error: end.err}
 	if end.status == Cancelled {
 		ch.CancelRequestedAt, ch.CancelReason = now, end.reason
@@ -158,7 +158,7 @@ func (q *Queue) patchLocked(e *entry, p Patch) (*Ticket, error) {
 	}
 	labels := maps.Clone(p.Labels)
 	ch := &Change{ID: e.id, From: e.status, Action: "change", Priority: p.Priority, Labels: labels,
-		Events: []events.Draft{jobEvent(events.JobUpdated, e.id, e.group.instance, q.now().UTC(), data)}}
+		Events: []events.Draft{jobEvent(events.JobUpdated, e.id, e.group.instance, q.now(), data)}}
 	if e.status == Running {
 		return q.store.Write(Write{Change: ch, Applied: func(w Written) {
 			q.mu.Lock()
@@ -212,7 +212,7 @@ func (q *Queue) setHeld(ctx context.Context, id ID, held bool, action string, ki
 	var t *Ticket
 	if e.held != held {
 		ch := &Change{ID: id, From: Pending, Action: action, Held: &held,
-			Events: []events.Draft{jobEvent(kind, id, e.group.instance, q.now().UTC(), eventData{})}}
+			Events: []events.Draft{jobEvent(kind, id, e.group.instance, q.now(), eventData{})}}
 		t = q.moveLocked(e, ch, func() {
 			e.held = held
 			if e.cached != nil {

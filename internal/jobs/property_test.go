@@ -252,6 +252,10 @@ func (m *model) check() {
 		require.Equal(m.rt, j.status, got.Status, "%s", j.id)
 		if !j.status.Final() {
 			require.Equal(m.rt, j.attempt, got.Attempt, "%s", j.id)
+		} else {
+			stored, err := m.store.Get(m.ctx(), j.id)
+			require.NoError(m.rt, err)
+			require.Equal(m.rt, stored, got, "memory and store differ")
 		}
 		if m.ready(j) {
 			want = append(want, j)

@@ -60,7 +60,7 @@ type Queue struct {
 	hub   *events.Hub
 	log   *zap.Logger
 	logs  *joblog.Set
-	now   func() time.Time
+	now   func() time.Time // in UTC, wall clock only
 
 	changed   chan struct{} // capacity 1; wake-ups merge
 	pruneKick chan struct{} // capacity 1
@@ -76,6 +76,9 @@ type Queue struct {
 	dependents map[ID][]*entry
 	controls   map[string]Mode
 	cancels    []CancelIntent
+	recent     map[ID]*Job // the newest jobs that ended, whole
+	recentRing []ID        // their ids; recentAt is the oldest once it is full
+	recentAt   int
 	totals     Totals
 	inFlight   int // jobs whose insert is not durable yet
 	cached     int // bytes in entries' caches
@@ -166,9 +169,10 @@ func NewQueue(o Options) (*Queue, error) {
 	o.JournalRows = orDefault(o.JournalRows, 1_000_000)
 	o.PruneEvery = orDefault(o.PruneEvery, 10*time.Minute)
 	q := &Queue{
-		opts: o, store: o.Store, hub: o.Hub, log: o.Log, now: o.Now,
+		opts: o, store: o.Store, hub: o.Hub, log: o.Log,
+		now:     func() time.Time { return o.Now().UTC().Round(0) }, // as it is read back from the store
 		changed: make(chan struct{}, 1), pruneKick: make(chan struct{}, 1), controlCh: make(chan struct{}, 1),
-		jobs: map[ID]*entry{}, groups: map[string]*group{}, dependents: map[ID][]*entry{}, controls: map[string]Mode{},
+		jobs: map[ID]*entry{}, groups: map[string]*group{}, dependents: map[ID][]*entry{}, recent: map[ID]*Job{}, controls: map[string]Mode{},
 		keepJobs: o.KeepJobs, keepAge: o.KeepAge,
 		waiting: btree.NewG(treeDegree, less), timers: btree.NewG(treeDegree, lessTimer),
 	}
@@ -348,6 +352,27 @@ func (q *Queue) uncacheLocked(e *entry) {
 		q.cached -= len(e.cached.Spec.Args) + len(e.cached.Spec.Kwargs) + 1024
 		e.cached = nil
 	}
+}
+
+const (
+	recentJobs = 1024
+	recentArgs = 16 << 10 // larger arguments are read from the store
+)
+
+// rememberLocked keeps a job that has just ended: who waited for it reads it
+// now. Final jobs never change.
+func (q *Queue) rememberLocked(j Job) {
+	if len(j.Spec.Args)+len(j.Spec.Kwargs) > recentArgs || len(j.Spec.DependsOn) > 0 { // those have results filled in
+		return
+	}
+	q.recent[j.ID] = &j
+	if len(q.recentRing) < recentJobs {
+		q.recentRing = append(q.recentRing, j.ID)
+		return
+	}
+	delete(q.recent, q.recentRing[q.recentAt])
+	q.recentRing[q.recentAt] = j.ID
+	q.recentAt = (q.recentAt + 1) % recentJobs
 }
 
 // settledLocked finds a pending entry that no write is about to move. wait is

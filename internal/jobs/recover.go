@@ -83,7 +83,7 @@ func (q *Queue) activeEntryLocked(a ActiveJob) *entry {
 // recoverRunning settles the attempts that the last process left behind.
 func (q *Queue) recoverRunning(ctx context.Context, running []ActiveJob) (rec Recovered, err error) {
 	var tickets []*Ticket
-	now := q.now().UTC()
+	now := q.now()
 	for _, a := range running {
 		q.mu.Lock()
 		e := q.jobs[a.ID]
@@ -176,6 +176,11 @@ func (q *Queue) Prune(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		q.mu.Lock()
+		for _, id := range ids {
+			delete(q.recent, id)
+		}
+		q.mu.Unlock()
 		if err := q.removeLeftovers(ctx); err != nil {
 			return err
 		}

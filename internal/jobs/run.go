@@ -18,6 +18,7 @@ type Run struct {
 	e       *entry
 	attempt int
 	worker  string
+	begun   time.Time
 	started chan struct{} // closed when the start is durable
 	refused chan struct{} // closed when it never will be; startErr is set before
 	sink    *Sink
@@ -82,7 +83,7 @@ func (q *Queue) payload(ctx context.Context, id ID) (Job, error) {
 }
 
 func (q *Queue) startLocked(e *entry, full Job, worker string) *Run {
-	now := q.now().UTC()
+	now := q.now()
 	q.unplaceLocked(e)
 	q.timerLocked(e, 0)
 	q.uncacheLocked(e)
@@ -98,7 +99,7 @@ func (q *Queue) startLocked(e *entry, full Job, worker string) *Run {
 	if worker != "" {
 		full.Phase = Executing
 	}
-	r := &Run{q: q, e: e, attempt: int(e.attempt), worker: worker, started: make(chan struct{}), refused: make(chan struct{}),
+	r := &Run{q: q, e: e, attempt: int(e.attempt), worker: worker, begun: now, started: make(chan struct{}), refused: make(chan struct{}),
 		finishing: make(chan struct{}, 1), job: full, phases: map[string]bool{}}
 	r.sink = &Sink{run: r}
 	e.run = r
@@ -108,7 +109,7 @@ func (q *Queue) startLocked(e *entry, full Job, worker string) *Run {
 
 // storeStartLocked queues the start transition.
 func (r *Run) storeStartLocked() {
-	at := r.q.now().UTC()
+	at := r.begun
 	data := eventData{"attempt": r.attempt, "phase": r.job.Phase}
 	if r.worker != "" {
 		data["worker"] = r.worker
@@ -239,7 +240,7 @@ func (r *Run) noteLocked(kind events.Kind, data eventData) {
 	e := r.e
 	r.q.store.Write(Write{
 		Change: &Change{ID: e.id, From: Running, Action: "note",
-			Events: []events.Draft{jobEvent(kind, e.id, r.job.Spec.Instance, r.q.now().UTC(), data)}},
+			Events: []events.Draft{jobEvent(kind, e.id, r.job.Spec.Instance, r.q.now(), data)}},
 		Applied: func(w Written) { r.q.bump(e, w) },
 	})
 }
@@ -340,7 +341,7 @@ func (r *Run) decide(out Outcome) (*Change, func(), error) {
 
 func (r *Run) requeueLocked(out Outcome) (*Change, func()) {
 	q, e := r.q, r.e
-	now := q.now().UTC()
+	now := q.now()
 	var delay time.Duration
 	if e := out.Error; e != nil && !out.Unspent {
 		switch {
@@ -384,7 +385,7 @@ func (r *Run) requeueLocked(out Outcome) (*Change, func()) {
 
 func (r *Run) endLocked(out Outcome) (*Change, func()) {
 	q, e := r.q, r.e
-	now := q.now().UTC()
+	now := q.now()
 	progress := r.job.Progress
 	ch := &Change{ID: e.id, From: Running, To: out.Status, Action: "finish", FinishedAt: now, Error: out.Error,
 		Progress: &progress, ProgressMessage: r.job.ProgressMessage}
@@ -418,6 +419,7 @@ func (r *Run) endLocked(out Outcome) (*Change, func()) {
 		if ch.Result != nil {
 			r.job.Result = &ch.Result.Info
 		}
+		q.rememberLocked(r.job)
 		q.removeLocked(e, out.Status)
 	}
 }

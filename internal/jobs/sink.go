@@ -97,7 +97,7 @@ func (s *Sink) Progress(ctx context.Context, fraction float64, message string) e
 // Log appends one log record; a zero Time means now.
 func (s *Sink) Log(ctx context.Context, rec LogRecord) error {
 	if rec.Time.IsZero() {
-		rec.Time = s.run.q.now().UTC()
+		rec.Time = s.run.q.now()
 	}
 	data, err := json.Marshal(rec)
 	if err != nil {

@@ -56,7 +56,7 @@ type batch struct {
 
 func (q *Queue) newBatch(ctx context.Context, subs []Submission) (*batch, error) {
 	b := &batch{rows: make([]NewJob, len(subs)), entries: make([]*entry, len(subs))}
-	now := q.now().UTC()
+	now := q.now()
 	for i, sub := range subs {
 		row, err := q.newRow(sub, now)
 		if err != nil {

@@ -28,6 +28,10 @@ func (j Job) clone() Job {
 func (q *Queue) Get(ctx context.Context, id ID) (Job, error) {
 	for {
 		q.mu.Lock()
+		if j := q.recent[id]; j != nil {
+			q.mu.Unlock()
+			return j.clone(), nil
+		}
 		if e := q.jobs[id]; e != nil {
 			if j, ok := q.wholeLocked(e); ok {
 				q.mu.Unlock()
@@ -270,7 +274,7 @@ func (q *Queue) Result(ctx context.Context, id ID) (io.ReadSeekCloser, ResultInf
 // caller closes the reader.
 func (q *Queue) Log(ctx context.Context, id ID, after uint64) (*joblog.Reader, error) {
 	q.mu.Lock()
-	known := q.jobs[id] != nil
+	known := q.jobs[id] != nil || q.recent[id] != nil
 	q.mu.Unlock()
 	if !known {
 		if _, err := q.store.Get(ctx, id); err != nil {
@@ -322,7 +326,7 @@ func (q *Queue) Cancels() []CancelIntent {
 func (q *Queue) SetBlocks(blocks map[string]*Block) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	now := q.now().UTC()
+	now := q.now()
 	for _, g := range q.groups {
 		next := blocks[g.instance]
 		prev := g.block

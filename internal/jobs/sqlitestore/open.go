@@ -77,6 +77,9 @@ type Store struct {
 	read *sql.DB
 	w    *writer
 
+	// Statements of the read pool that every job needs.
+	getStmt, resultStmt, jobEventsStmt *sql.Stmt
+
 	closeOnce sync.Once
 	closeErr  error
 }
@@ -133,8 +136,20 @@ func (s *Store) open(ctx context.Context) error {
 	}
 	read.SetMaxOpenConns(s.opts.Readers)
 	read.SetMaxIdleConns(s.opts.Readers)
+	if err := s.prepareReads(ctx, read); err != nil {
+		return errors.Join(err, read.Close(), w.conn.close())
+	}
 	s.w, s.read = w, read
 	go w.run()
+	return nil
+}
+
+func (s *Store) prepareReads(ctx context.Context, read *sql.DB) (err error) {
+	for stmt, query := range map[**sql.Stmt]string{&s.getStmt: getSQL, &s.resultStmt: resultSQL, &s.jobEventsStmt: jobEventsSQL} {
+		if *stmt, err = read.PrepareContext(ctx, query); err != nil {
+			return fmt.Errorf("cannot read %s: %w", s.path, err)
+		}
+	}
 	return nil
 }
 

@@ -66,11 +66,12 @@ func scanJob(row interface{ Scan(...any) error }, more ...any) (jobs.Job, error)
 	return j, errors.Join(err, e)
 }
 
+const getSQL = `SELECT ` + rowColumns + `, args, kwargs FROM jobs WHERE id = ?`
+
 // Get implements jobs.Store.
 func (s *Store) Get(ctx context.Context, id jobs.ID) (jobs.Job, error) {
 	var args, kwargs []byte
-	row := s.read.QueryRowContext(ctx, `SELECT `+rowColumns+`, args, kwargs FROM jobs WHERE id = ?`, string(id))
-	j, err := scanJob(row, &args, &kwargs)
+	j, err := scanJob(s.getStmt.QueryRowContext(ctx, string(id)), &args, &kwargs)
 	if errors.Is(err, sql.ErrNoRows) {
 		return jobs.Job{}, fmt.Errorf("job %s: %w", id, jobs.ErrNotFound)
 	}
@@ -301,16 +302,22 @@ func (s *Store) EventsSince(ctx context.Context, after events.Seq, f events.Filt
 		}
 		where += ` AND (` + strings.Join(ors, " OR ") + `)`
 	}
-	return s.events(ctx, where+` ORDER BY seq LIMIT ?`, append(args, limit)...)
+	rows, err := s.read.QueryContext(ctx, eventsSQL+where+` ORDER BY seq LIMIT ?`, append(args, limit)...)
+	return scanEvents(rows, err)
 }
+
+const (
+	eventsSQL    = `SELECT seq, at, kind, job, instance, data FROM events WHERE `
+	jobEventsSQL = eventsSQL + `job = ? AND job <> '' AND seq > ? ORDER BY seq`
+)
 
 // JobEvents implements jobs.Store.
 func (s *Store) JobEvents(ctx context.Context, id string, after events.Seq) ([]events.Event, error) {
-	return s.events(ctx, `job = ? AND job <> '' AND seq > ? ORDER BY seq`, id, int64(after))
+	rows, err := s.jobEventsStmt.QueryContext(ctx, id, int64(after))
+	return scanEvents(rows, err)
 }
 
-func (s *Store) events(ctx context.Context, where string, args ...any) ([]events.Event, error) {
-	rows, err := s.read.QueryContext(ctx, `SELECT seq, at, kind, job, instance, data FROM events WHERE `+where, args...)
+func scanEvents(rows *sql.Rows, err error) ([]events.Event, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the journal: %w", err)
 	}

@@ -36,13 +36,14 @@ func (s *Store) writeResultFile(id jobs.ID, body []byte) error {
 	return nil
 }
 
+const resultSQL = `SELECT j.result_size, j.result_file, r.body FROM jobs j LEFT JOIN results r ON r.job_seq = j.seq WHERE j.id = ?`
+
 // Result implements jobs.Store.
 func (s *Store) Result(ctx context.Context, id jobs.ID) (io.ReadSeekCloser, error) {
 	var size sql.NullInt64
 	var file bool
 	var body []byte
-	err := s.read.QueryRowContext(ctx, `SELECT j.result_size, j.result_file, r.body FROM jobs j
- LEFT JOIN results r ON r.job_seq = j.seq WHERE j.id = ?`, string(id)).Scan(&size, &file, &body)
+	err := s.resultStmt.QueryRowContext(ctx, string(id)).Scan(&size, &file, &body)
 	switch {
 	case errors.Is(err, sql.ErrNoRows) || err == nil && !size.Valid:
 		return nil, fmt.Errorf("result of job %s: %w", id, jobs.ErrNotFound)

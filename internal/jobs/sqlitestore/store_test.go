@@ -5,10 +5,12 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/cjmd/cjmd/internal/events"
 	"github.com/cjmd/cjmd/internal/jobs"
 	"github.com/cjmd/cjmd/internal/jobs/sqlitestore"
 	"github.com/cjmd/cjmd/internal/jobs/storetest"
@@ -56,6 +58,23 @@ func TestOpen_SecondDaemonIsRefusedAndToldTheFirst(t *testing.T) {
 	require.NoError(t, st.Close())
 	require.FileExists(t, filepath.Join(dir, "cjmd.db"), "whatever the directory is called")
 	openStore(t, dir)
+}
+
+// Once the checkpoint's statement stayed open, and no later write could commit.
+func TestStore_WritesGoOnAfterAnIdleCheckpoint(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	st, err := sqlitestore.Open(t.Context(), sqlitestore.Options{Dir: dir, CheckpointIdle: time.Millisecond})
+	require.NoError(t, err)
+	defer st.Close()
+	for range 3 {
+		_, err = st.Record(t.Context(), events.Draft{Kind: events.DaemonStarted})
+		require.NoError(t, err)
+		require.Eventually(t, func() bool {
+			wal, err := os.Stat(filepath.Join(dir, "cjmd.db-wal"))
+			return err == nil && wal.Size() == 0
+		}, 10*time.Second, time.Millisecond, "the write-ahead log is emptied when idle")
+	}
 }
 
 func TestInstances_RoundTripWithEvents(t *testing.T) {

@@ -357,6 +357,7 @@ func (c *conn) stmt(query string) (driver.Stmt, error) {
 	return st, nil
 }
 
+// exec runs a statement that returns no rows.
 func (c *conn) exec(query string, args ...driver.Value) error {
 	_, err := c.execResult(query, args...)
 	return err
