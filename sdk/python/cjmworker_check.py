@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Generator
 
 import cjmworker
 
@@ -22,7 +22,7 @@ class CheckPlugin:
             raise cjmworker.UserInputError("unknown op %r" % op, fields=["op"])
         return handler(args, kwargs)
 
-    def execute_stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    def execute_stream(self, *args: Any, **kwargs: Any) -> Generator[Any, None, Any]:
         if kwargs.get("op") != "count":
             return self.execute(*args, **kwargs)
         to = int(kwargs["to"])

@@ -68,11 +68,13 @@ def run(call: "Call", slot: "Slot", plugin: "Plugin", emit: "Callable[[Call, byt
     error: "Optional[BaseException]" = None
     outcome = None
     try:
+        # This order loses no cancel: whoever cancels sets the flag first and looks for
+        # the slot then, so one of the two sees the other.
+        plugin.reset_cancel()
+        slot.call = call
+        call.slot = slot
         if call.cancelled:
             raise Cancelled("cancelled before it started")
-        plugin.reset_cancel()
-        call.slot = slot
-        slot.call = call
         outcome = Outcome(_run_user(call, slot, plugin, args, kwargs, emit))
     except BaseException as exc:
         error = exc

@@ -1,7 +1,8 @@
 """The process around the plugin: environment, signals, forks, memory, and its end."""
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # the module signal costs an import of enum
+import faulthandler
 import os
 import sys
 
@@ -82,6 +83,8 @@ def descendants(pid: int) -> "List[int]":
 def handle_signals(on_interrupt: "Callable", on_terminate: "Callable") -> None:
     _signal.signal(INTERRUPT_SIGNAL, on_interrupt)
     _signal.signal(_signal.SIGTERM, on_terminate)
+    # A crash in C code leaves its Python stack in the worker's log.
+    faulthandler.enable(2)
     # A Ctrl-C in the daemon's terminal is the daemon's business.
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
 

@@ -31,7 +31,7 @@ _WHITESPACE = " \t\n\r"
 def _accelerated() -> tuple:
     import _json
 
-    scan = _json.make_scanner(_ScannerOptions())
+    scan = _json.make_scanner(_ScannerOptions())  # type: ignore[arg-type]
 
     def decode(text: str) -> Any:
         start = 0

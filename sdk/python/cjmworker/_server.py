@@ -25,7 +25,7 @@ from ._streams import LineStream, install_logging
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional
+    from typing import Any, Dict, List, Optional, Tuple
 
 TAKE_OVER = 0.002
 # The guard looks this many times before it sleeps until the next call.
@@ -35,6 +35,7 @@ READ_MAX = 1024 * 1024
 USAGE_EVERY = 0.25
 USAGE_STEP = 1024 * 1024
 RUNTIME_VERSION = "1.0"
+EXIT_TERMINATED = 143  # 128 + SIGTERM, as a shell would say
 
 
 class Server:
@@ -60,8 +61,11 @@ class Server:
         self._guard_sleeps = False
         self._busy = False  # the main thread is in user code
         self._serial = 0  # which stretch of user code
-        self._idle = False  # the main thread waits for a frame
+        self._idle = False  # the main thread waits for work; written by it alone
+        self._streams: "Tuple[LineStream, ...]" = ()
+        self._loading = ""  # which step of loading is on its way, for the error's text
         self._stop = False
+        self._exit_code = 0
         self._forked = False
         self._usage_at = 0.0
         self._usage_rss = 0
@@ -80,11 +84,11 @@ class Server:
         try:
             while not self._stop:
                 self._step()
-        except SystemExit as exc:  # SIGTERM while idle
-            return self._end(exc.code if isinstance(exc.code, int) else 143)
+        except SystemExit:
+            pass  # SIGTERM while idle
         except BaseException as exc:  # nothing of the plugin's comes here: our own fault
             self._broken(exc)
-        return self._end(0)
+        return self._end()
 
     def _broken(self, exc: BaseException) -> None:
         _host.kill_everything("internal error: %s" % traceback_text(exc))
@@ -94,8 +98,10 @@ class Server:
             self._work(self._inbox.pop(0))
         elif self._role.acquire(False):
             try:
+                self._idle = True
                 requests = self._read()
             finally:
+                self._idle = False
                 self._role.release()
             self._sort(requests)
         else:
@@ -103,7 +109,7 @@ class Server:
             self._wake.acquire()
             self._idle = False
 
-    def _end(self, code: int) -> int:
+    def _end(self) -> int:
         if self.plugin is not None:
             try:
                 self.enter()
@@ -114,15 +120,18 @@ class Server:
                 self.exit()
         self.outbox.close()
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-        return code
+        # The interpreter now waits for threads of the plugin; nobody else listens.
+        _host.default_signals()
+        return self._exit_code
 
     def _on_terminate(self, signum: int, frame: "Any") -> None:
         from ._slots import in_user_code
 
         self._stop = True
+        self._exit_code = EXIT_TERMINATED
         if self._idle or in_user_code(frame):
             self._idle = False
-            raise SystemExit(143)
+            raise SystemExit(EXIT_TERMINATED)
 
     def _in_child(self) -> None:
         """A forked child of the plugin: no protocol, plain stdio, default signals."""
@@ -147,13 +156,10 @@ class Server:
         while True:
             size = min(max(self.protocol.missing, READ_SIZE), READ_MAX)
             try:
-                self._idle = not self._busy
                 data = os.read(self.fd, size)
             except OSError as exc:
                 data = b""
                 _host.complain("cjmworker: cannot read from the daemon: %s" % exc)
-            finally:
-                self._idle = False
             if not data:
                 self._at_eof()
             requests = self.protocol.receive(data)
@@ -252,9 +258,11 @@ class Server:
             self._stop = True
         else:
             self.enter()
+            current.loading = Call("", {}, b"")
             try:
                 self.control.run_hook(request)
             finally:
+                current.loading = None
                 self.exit()
 
     def execute(self, call: Call, slot: Slot) -> None:
@@ -267,8 +275,8 @@ class Server:
         outcome = _execute.run(call, slot, plugin, self._chunk)
         if self._forked:
             os._exit(0)  # the plugin forked and its child came back here
-        sys.stdout.finish(call) if isinstance(sys.stdout, LineStream) else None
-        sys.stderr.finish(call) if isinstance(sys.stderr, LineStream) else None
+        for stream in self._streams:
+            stream.finish(call)
         current.by_thread.pop(slot.ident, None)
         self._answer(call, outcome)
 
@@ -335,13 +343,16 @@ class Server:
 
     def _load(self, request: Request) -> "tuple":
         params = request.params
+        self._loading = "the config cannot be used"
         config = self.control.config_of(request.payload)
         module, name = str(params.get("module") or ""), str(params.get("class") or "")
         if os.environ.get("CJM_WORKER_CHECK") == "1":  # the conformance suite brings its own
             module, name = "cjmworker_check", "CheckPlugin"
         target = gateway(load_class, (module, name), {})
+        self._loading = "cannot make a %s" % name
         plugin = gateway(Plugin, (target, "%s:%s" % (module, name)), {})
         plugin.equip(report_progress, check_cancel)
+        self._loading = "initialize() failed"
         self._settle(gateway(plugin.initialize, (config,), {}))
         self.plugin = plugin
         if self.protocol.concurrency > 1:
@@ -354,7 +365,7 @@ class Server:
             "version": plugin.fact("version", ""),
             "capabilities": plugin.capabilities(),
             "pid": os.getpid(),
-            "runtime": "cjmworker/%s %s %d.%d.%d" % ((RUNTIME_VERSION, _interpreter()) + tuple(sys.version_info[:3])),
+            "runtime": "cjmworker/%s %s" % (RUNTIME_VERSION, _interpreter()),
         }
         return record, self.control.description()
 
@@ -369,11 +380,9 @@ class Server:
         if isinstance(exc, LoadError) and exc.cause is not None:
             cause = exc.cause
         data = describe(cause, RUNTIME_DIR)
+        message = message_of(exc)
         if not isinstance(exc, LoadError):
-            prefix = "initialize() failed: %s: " % type(exc).__name__ if self.protocol.state else ""
-            message = prefix + message_of(exc)
-        else:
-            message = message_of(exc)
+            message = "%s: %s: %s" % (self._loading, type(exc).__name__, message)
         _host.complain("cjmworker: cannot load the plugin: %s\n%s" % (message, data["traceback"]))
         try:
             self.outbox.send(lambda: self.protocol.load_error(request.id, E_PLUGIN, message, data))
@@ -386,8 +395,11 @@ class Server:
     # -- logs and progress ---------------------------------------------------------
 
     def _capture(self) -> None:
-        sys.stdout = LineStream("stdout", 1, self._emit, current.call)  # type: ignore[assignment]
-        sys.stderr = LineStream("stderr", 2, self._emit, current.call)  # type: ignore[assignment]
+        self._streams = (
+            LineStream("stdout", 1, self._emit, current.call),
+            LineStream("stderr", 2, self._emit, current.call),
+        )
+        sys.stdout, sys.stderr = self._streams  # type: ignore[assignment]
         install_logging(self._emit)
 
     def _emit(self, level: str, message: str, logger: "Optional[str]", stream: "Optional[str]") -> None:
@@ -420,4 +432,5 @@ class Server:
 
 
 def _interpreter() -> str:
-    return {"cpython": "CPython", "pypy": "PyPy"}.get(sys.implementation.name, sys.implementation.name)
+    name = {"cpython": "CPython", "pypy": "PyPy"}.get(sys.implementation.name, sys.implementation.name)
+    return "%s %s" % (name, ".".join(map(str, sys.version_info[:3])))

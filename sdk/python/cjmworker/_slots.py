@@ -15,7 +15,7 @@ job. Two means carry it:
 """
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import os
 import sys
 from _thread import get_ident, start_new_thread

@@ -48,6 +48,9 @@ class LineStream(io.TextIOBase):
     def writable(self) -> bool:
         return True
 
+    def reconfigure(self, **options: "Any") -> None:
+        """Accepted and ignored: encoding and buffering are the runtime's business here."""
+
     def isatty(self) -> bool:
         return False
 

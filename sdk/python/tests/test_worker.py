@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 
 from .harness import WorkerTest, wait_gone
@@ -341,6 +342,7 @@ class Logs(WorkerTest):
                     print("one"); print("two", end=""); sys.stderr.write("err\\nrest")
                     logging.getLogger("m.n").warning("careful %d", 7)
                     logging.debug("not shown")
+                    sys.stdout.reconfigure(encoding="utf-8")
                     sys.stdout.buffer.write("ü\\n".encode())
                     t = threading.Thread(target=print, args=("from a thread",)); t.start(); t.join()
             """)
@@ -481,6 +483,35 @@ class End(WorkerTest):
             w.process.send_signal(signal.SIGTERM)
             w.wait()
             self.assertTrue((w.dir / "cleaned").exists(), busy)
+
+    def test_sigterm_while_the_guard_reads(self) -> None:
+        w = self.worker("import time\nclass Plugin:\n  def execute(self): time.sleep(0.05)\n  def cleanup(self): open('cleaned', 'w').close()")
+        w.hello()
+        w.execute("long enough for the guard to take over")
+        w.process.send_signal(signal.SIGTERM)
+        self.assertEqual(w.wait(), 143)
+        self.assertTrue((w.dir / "cleaned").exists())
+
+    def test_a_thread_that_never_ends_does_not_survive_a_second_sigterm(self) -> None:
+        w = self.loaded("import threading, time\nclass Plugin:\n  def execute(self): threading.Thread(target=time.sleep, args=(60,)).start()\n  def cleanup(self): open('cleaned', 'w').close()")
+        w.execute("j")
+        w.ask("shutdown")
+        for _ in range(100):  # the first may still meet our own handler
+            w.process.send_signal(signal.SIGTERM)
+            try:
+                self.assertEqual(w.process.wait(0.2), -signal.SIGTERM)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        self.assertIsNotNone(w.process.returncode)
+        self.assertTrue((w.dir / "cleaned").exists())
+
+    def test_a_crash_in_c_leaves_its_stack_in_the_log(self) -> None:
+        w = self.loaded("import ctypes\nclass Plugin:\n  def execute(self): ctypes.string_at(0)")
+        w.start("j")
+        self.assertEqual(w.wait(), -signal.SIGSEGV)
+        self.assertIn("Segmentation fault", w.stderr())
+        self.assertIn("subject.py", w.stderr())
 
     def test_end_of_file_kills_the_whole_group_at_once(self) -> None:
         for idle in (True, False):
