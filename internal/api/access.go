@@ -44,8 +44,7 @@ type ctxKey int
 
 const (
 	keyPeer ctxKey = iota
-	keyPrincipal
-	keyRequestID
+	keyInfo
 	keyRequest
 )
 
@@ -71,11 +70,6 @@ func ConnContext(ctx context.Context, c net.Conn) context.Context {
 		return ctx
 	}
 	return context.WithValue(ctx, keyPeer, peer{uid: cred.Uid, gid: cred.Gid})
-}
-
-func principalOf(ctx context.Context) Principal {
-	p, _ := ctx.Value(keyPrincipal).(Principal)
-	return p
 }
 
 // AccessOptions say whom the API believes.

@@ -151,3 +151,30 @@ func BenchmarkStream_OneReader(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
 }
+
+// BenchmarkSubmit_Durable is the whole way of a submit: Unix socket, API, queue,
+// commit on disk, 64 clients at once.
+func BenchmarkSubmit_Durable(b *testing.B) {
+	f := setup(b)
+	tr, _ := f.socket.Transport.(*http.Transport)
+	tr.MaxIdleConnsPerHost = 64
+	b.SetParallelism(32)
+	b.ReportAllocs()
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			resp, err := f.socket.Post("http://localhost/v1/jobs", "application/json", strings.NewReader(benchBody))
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+			_ = resp.Body.Close()
+			if resp.StatusCode != 202 {
+				b.Error(resp.Status)
+				return
+			}
+		}
+	})
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "jobs/s")
+}

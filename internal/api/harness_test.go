@@ -40,7 +40,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // fixture is the API over the real queue, store, journal and job logs. What
 // starts workers is faked: there are none here.
 type fixture struct {
-	t       *testing.T
+	t       testing.TB
 	queue   *jobs.Queue
 	hub     *events.Hub
 	plugins *fakePlugins
@@ -59,7 +59,7 @@ type fixture struct {
 
 // setup serves the API on a Unix socket and on loopback TCP. edit may change the
 // options first.
-func setup(t *testing.T, edit ...func(*Options)) *fixture {
+func setup(t testing.TB, edit ...func(*Options)) *fixture {
 	t.Helper()
 	ctx := context.Background()
 	dir := t.TempDir()
@@ -126,7 +126,7 @@ type reply struct {
 	body []byte
 }
 
-func (r reply) into(t *testing.T, v any) {
+func (r reply) into(t testing.TB, v any) {
 	t.Helper()
 	require.NoError(t, json.Unmarshal(r.body, v), "body: %s", r.body)
 }
@@ -225,14 +225,14 @@ var specOnce = sync.OnceValues(func() (routers.Router, error) {
 	return gorillamux.NewRouter(doc)
 })
 
-func newValidator(t *testing.T) *validator {
+func newValidator(t testing.TB) *validator {
 	t.Helper()
 	r, err := specOnce()
 	require.NoError(t, err)
 	return &validator{r}
 }
 
-func (v *validator) response(t *testing.T, req *http.Request, resp *http.Response, body []byte) {
+func (v *validator) response(t testing.TB, req *http.Request, resp *http.Response, body []byte) {
 	t.Helper()
 	route, params, err := v.router.FindRoute(req)
 	if err != nil { // an address that is not described: only a problem may come back

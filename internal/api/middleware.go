@@ -14,22 +14,49 @@ import (
 	"github.com/cjmd/cjmd/internal/api/wire"
 )
 
+// fixedHeaders keep a browser from doing harm with what is answered. They are
+// few on purpose: with those of a submit they fit the first bucket of a map.
+var fixedHeaders = []struct {
+	name  string
+	value []string
+}{
+	{"X-Content-Type-Options", []string{"nosniff"}},
+	{"Content-Security-Policy", []string{"default-src 'none'; frame-ancestors 'none'"}},
+	{"Cross-Origin-Resource-Policy", []string{"same-origin"}},
+	{"Cache-Control", []string{"no-store"}},
+}
+
+// requestInfo is what is known about a request; one value in the context, because
+// each costs a copy of the request. who is set once, by authorize, before any
+// handler runs.
+type requestInfo struct {
+	id  string
+	who Principal
+}
+
+func infoOf(ctx context.Context) requestInfo {
+	if info, ok := ctx.Value(keyInfo).(*requestInfo); ok {
+		return *info
+	}
+	return requestInfo{}
+}
+
+func principalOf(ctx context.Context) Principal { return infoOf(ctx).who }
+func requestID(ctx context.Context) string      { return infoOf(ctx).id }
+
 // outer is what every request passes, known address or not: a request id, the
 // headers that keep browsers from doing harm, the guard against foreign pages,
 // one line in the log, and a net under panics.
 func (s *server) outer(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := s.o.Now()
-		id := newRequestID()
-		r = r.WithContext(context.WithValue(r.Context(), keyRequestID, id))
+		info := &requestInfo{id: newRequestID()}
+		r = r.WithContext(context.WithValue(r.Context(), keyInfo, info))
 		h := w.Header()
-		h.Set("X-Request-Id", id)
-		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("X-Frame-Options", "DENY")
-		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-		h.Set("Referrer-Policy", "no-referrer")
-		h.Set("Cross-Origin-Resource-Policy", "same-origin")
-		h.Set("Cache-Control", "no-store")
+		for _, fixed := range fixedHeaders {
+			h[fixed.name] = fixed.value // shared: nothing below may append to them
+		}
+		h.Set("X-Request-Id", info.id)
 		rec := &recorder{ResponseWriter: w, timeout: s.o.WriteTimeout}
 		defer s.finish(rec, r, start)
 		if err := s.access.guard(r); err != nil {
@@ -56,7 +83,7 @@ func (s *server) finish(rec *recorder, r *http.Request, start time.Time) {
 		// The path alone: a query may hold what does not belong into a log.
 		ce.Write(zap.String("request", requestID(r.Context())), zap.String("method", r.Method), zap.String("path", r.URL.Path),
 			zap.Int("status", rec.status), zap.Int64("bytes", rec.bytes), zap.Duration("took", s.o.Now().Sub(start)),
-			zap.String("principal", rec.principal))
+			zap.String("principal", principalOf(r.Context()).Name))
 	}
 }
 
@@ -71,14 +98,14 @@ func (s *server) authorize(least Role, next http.Handler) http.Handler {
 			s.fail(w, r, err)
 			return
 		}
-		if rec, ok := w.(*recorder); ok {
-			rec.principal = who.Name
+		if info, ok := r.Context().Value(keyInfo).(*requestInfo); ok {
+			info.who = who
 		}
 		if !who.Role.Covers(least) {
 			s.fail(w, r, &requestError{Code: codeForbidden, Detail: fmt.Sprintf("This needs the role %s; the caller has %s.", least, who.Role)})
 			return
 		}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), keyPrincipal, who)))
+		next.ServeHTTP(w, r)
 	})
 }
 
@@ -86,10 +113,9 @@ func (s *server) authorize(least Role, next http.Handler) http.Handler {
 // a client which takes nothing holds nothing for long.
 type recorder struct {
 	http.ResponseWriter
-	timeout   time.Duration // 0: deadlines are set by somebody else
-	status    int
-	bytes     int64
-	principal string
+	timeout time.Duration // 0: deadlines are set by somebody else
+	status  int
+	bytes   int64
 }
 
 // ownDeadlines tells a recorder that its writer sets deadlines itself.
@@ -135,11 +161,6 @@ func newRequestID() string {
 		b[i] = byte(n >> (8 * i))
 	}
 	return hex.EncodeToString(b[:])
-}
-
-func requestID(ctx context.Context) string {
-	id, _ := ctx.Value(keyRequestID).(string)
-	return id
 }
 
 // withRequest lets a handler of the generated strict form reach its request,

@@ -25,7 +25,7 @@ type event struct{ id, kind, data string }
 // stream is an open event stream, read line by line: the framing is what is
 // under test, so no parser of ours is used.
 type stream struct {
-	t    *testing.T
+	t    testing.TB
 	resp *http.Response
 	r    *bufio.Reader
 	stop context.CancelFunc
