@@ -74,6 +74,7 @@ type live struct {
 
 	mu    sync.Mutex // guards what is below, and keeps writes to the terminal apart
 	view  view
+	tenth int // of the work, as last told where there is no line to redraw
 	drawn bool
 	done  bool
 }
@@ -117,6 +118,19 @@ func (l *live) update(change func(*view)) {
 	defer l.mu.Unlock()
 	change(&l.view)
 	l.drawLocked()
+}
+
+// progress shows how far the work is: in the line, or, where stderr is no
+// terminal, as a line of its own for every tenth.
+func (l *live) progress(fraction float64, message string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.view.fraction, l.view.message = fraction, message
+	l.drawLocked()
+	if tenth := int(10 * min(fraction, 1)); !l.a.talk.terminal && tenth > l.tenth {
+		l.tenth = tenth
+		fmt.Fprintf(l.a.talk.w, "%3d%% %s\n", 10*tenth, harmless(message, false))
+	}
 }
 
 // close removes the progress line for good.

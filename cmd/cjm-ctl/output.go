@@ -69,19 +69,30 @@ func (a *app) printFacts(facts ...fact) error {
 // printValue prints a JSON value for people: a string as its text, everything
 // else as JSON, indented when it goes to a terminal.
 func (a *app) printValue(raw json.RawMessage) error {
+	if a.out.terminal && !isText(raw) {
+		return a.printJSON(raw)
+	}
+	return a.printChunk(raw)
+}
+
+// printChunk prints one value of a stream on one line, text as it is.
+func (a *app) printChunk(raw json.RawMessage) error {
+	if !isText(raw) {
+		return a.printLine(raw)
+	}
 	var s string
-	if json.Unmarshal(raw, &s) == nil {
-		if a.out.terminal {
-			s = harmless(s, true)
-		}
-		_, err := fmt.Fprintln(a.out.w, s)
+	if err := json.Unmarshal(raw, &s); err != nil {
 		return err
 	}
 	if a.out.terminal {
-		return a.printJSON(raw)
+		s = harmless(s, true)
 	}
-	return a.printLine(raw)
+	_, err := fmt.Fprintln(a.out.w, s)
+	return err
 }
+
+// isText reports whether raw is a JSON string.
+func isText(raw json.RawMessage) bool { return len(raw) > 0 && raw[0] == '"' }
 
 // status is the status of a job with its phase where that says more.
 func status(j wire.Job) string {

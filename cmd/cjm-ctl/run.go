@@ -204,7 +204,7 @@ func (r *follower) event(ev client.Event) error {
 		if err := unpack(ev, &p); err != nil {
 			return err
 		}
-		r.screen.update(func(v *view) { v.fraction, v.message = p.Progress, p.Message })
+		r.screen.progress(p.Progress, p.Message)
 	case "log":
 		if !r.flags.logs {
 			return nil
@@ -228,7 +228,7 @@ func (r *follower) event(ev client.Event) error {
 // chunk prints what the plugin yielded: the data of the event.
 func (r *follower) chunk(ev client.Event) error {
 	r.chunks++
-	return r.screen.data(func() error { return r.a.printValue(json.RawMessage(ev.Data)) })
+	return r.screen.data(func() error { return r.a.printChunk(json.RawMessage(ev.Data)) })
 }
 
 // state shows what a job.* record says.

@@ -25,10 +25,13 @@ const (
 
 var errClosed = fmt.Errorf("%w: it is closed", jobs.ErrStoreUnavailable)
 
-// op is one queued write: apply runs inside the batch's transaction, within a
-// savepoint of its own.
+// op is one queued write: apply runs inside the batch's transaction, possibly
+// twice (see transact).
 type op struct {
-	apply   func(*conn) (jobs.Written, error)
+	apply func(*conn) (jobs.Written, error)
+	// clean: apply writes nothing before it refuses, so that a refusal needs no
+	// savepoint to fall back to.
+	clean   bool
 	size    int
 	emit    bool
 	applied func(jobs.Written)
@@ -295,15 +298,28 @@ func (c *conn) close() error {
 	return errors.Join(append(errs, c.db.Close())...)
 }
 
+// errDirty says that an op failed in the middle without a savepoint.
+var errDirty = errors.New("an operation failed half-way")
+
 // transact applies the ops in order; one that fails by itself is rolled back
-// alone and carries its error.
+// alone and carries its error. Ops that are clean go without a savepoint (it
+// costs as much as an insert); should one fail unexpectedly all the same, the
+// batch is done again with savepoints throughout.
 func (c *conn) transact(batch []*op) ([]events.Event, error) {
+	evs, err := c.tryTransact(batch, false)
+	if errors.Is(err, errDirty) {
+		evs, err = c.tryTransact(batch, true)
+	}
+	return evs, err
+}
+
+func (c *conn) tryTransact(batch []*op, careful bool) ([]events.Event, error) {
 	first := c.nextSeq
 	c.evs, c.finals = nil, [3]int64{}
 	if err := c.exec(`BEGIN IMMEDIATE`); err != nil {
 		return nil, fmt.Errorf("cannot begin: %w", err)
 	}
-	err := c.applyAll(batch)
+	err := c.applyAll(batch, careful)
 	if err == nil {
 		err = c.addTotals()
 	}
@@ -320,29 +336,43 @@ func (c *conn) transact(batch []*op) ([]events.Event, error) {
 	return nil, err
 }
 
-func (c *conn) applyAll(batch []*op) error {
+func (c *conn) applyAll(batch []*op, careful bool) error {
 	for _, o := range batch {
-		if err := c.exec(`SAVEPOINT op`); err != nil {
-			return err
+		save := careful || !o.clean
+		if save {
+			if err := c.exec(`SAVEPOINT op`); err != nil {
+				return fmt.Errorf("cannot open savepoint: %w", err)
+			}
 		}
 		seq, n, finals := c.nextSeq, len(c.evs), c.finals
 		o.out, o.out.Err = o.apply(c)
-		if o.out.Err == nil {
+		switch {
+		case o.out.Err == nil:
 			o.out.Events = c.evs[n:len(c.evs):len(c.evs)]
-		} else {
-			if storageFailed(o.out.Err) {
-				return o.out.Err
-			}
+		case storageFailed(o.out.Err):
+			return o.out.Err
+		case !save && !refusal(o.out.Err):
+			return errDirty
+		case save:
 			c.nextSeq, c.evs, c.finals = seq, c.evs[:n], finals
 			if err := c.exec(`ROLLBACK TO op`); err != nil {
-				return err
+				return fmt.Errorf("cannot roll back to savepoint: %w", err)
 			}
 		}
-		if err := c.exec(`RELEASE op`); err != nil {
-			return err
+		if save {
+			if err := c.exec(`RELEASE op`); err != nil {
+				return fmt.Errorf("cannot release savepoint: %w", err)
+			}
 		}
 	}
 	return nil
+}
+
+// refusal reports whether an op was turned down for what the rows say.
+func refusal(err error) bool {
+	var conflict *jobs.StateConflictError
+	var idem *jobs.IdempotencyError
+	return errors.As(err, &conflict) || errors.As(err, &idem) || errors.Is(err, jobs.ErrNotFound)
 }
 
 func (c *conn) stmt(query string) (driver.Stmt, error) {
@@ -368,7 +398,8 @@ func (c *conn) execResult(query string, args ...driver.Value) (driver.Result, er
 	if err != nil {
 		return nil, err
 	}
-	return st.Exec(args) //nolint:staticcheck // the context variant starts a goroutine per statement
+	//lint:ignore SA1019 the context variant starts a goroutine per statement
+	return st.Exec(args)
 }
 
 // query calls fn with each row; the values are valid during the call only.
@@ -377,7 +408,8 @@ func (c *conn) query(fn func([]driver.Value) error, query string, args ...driver
 	if err != nil {
 		return err
 	}
-	rows, err := st.Query(args) //nolint:staticcheck // as above
+	//lint:ignore SA1019 the context variant starts a goroutine per statement
+	rows, err := st.Query(args)
 	if err != nil {
 		return err
 	}
