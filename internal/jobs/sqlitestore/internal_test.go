@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cjmd/cjmd/internal/events"
+	"github.com/cjmd/cjmd/internal/jobs"
 )
 
 func TestMigrate_BacksUpWhatItChanges(t *testing.T) {
@@ -88,4 +89,35 @@ func TestConn_WritesAfterACheckpoint(t *testing.T) {
 		}
 		require.NoError(t, c.checkpoint())
 	}
+}
+
+// An operation that fails half-way, though it should not, takes nobody with it.
+func TestWriter_UnexpectedFailureStaysAlone(t *testing.T) {
+	t.Parallel()
+	s, err := Open(t.Context(), Options{Dir: t.TempDir()})
+	require.NoError(t, err)
+	defer s.Close()
+	event := func(c *conn) error { return c.addEvents([]draft{{kind: events.WorkerState, data: []byte("{}")}}) }
+	good := func(c *conn) (jobs.Written, error) { return jobs.Written{}, event(c) }
+	bad := func(c *conn) (jobs.Written, error) {
+		if err := event(c); err != nil {
+			return jobs.Written{}, err
+		}
+		return jobs.Written{}, c.exec(`INSERT INTO settings (key, value) VALUES ('k', NULL)`)
+	}
+	ops := []*op{{apply: good, clean: true}, {apply: bad, clean: true}, {apply: good, clean: true}}
+	c, err := openConn(s.path)
+	require.NoError(t, err)
+	defer c.close()
+	c.nextSeq = 1
+	evs, err := c.transact(ops)
+	require.NoError(t, err)
+	require.Len(t, evs, 2)
+	require.Equal(t, []events.Seq{1, 2}, []events.Seq{evs[0].Seq, evs[1].Seq})
+	require.Error(t, ops[1].out.Err)
+	require.NoError(t, ops[2].out.Err)
+	require.Equal(t, evs[1:], ops[2].out.Events)
+	stored, err := s.EventsSince(t.Context(), 0, events.Filter{}, 10)
+	require.NoError(t, err)
+	require.Len(t, stored, 2)
 }

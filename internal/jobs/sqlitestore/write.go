@@ -40,7 +40,7 @@ func (s *Store) prepareWrite(w jobs.Write) (*op, error) {
 		rows[i] = row
 		size += row.size
 	}
-	return &op{size: size, apply: func(c *conn) (jobs.Written, error) {
+	return &op{size: size, clean: len(rows) == 1, apply: func(c *conn) (jobs.Written, error) {
 		out := jobs.Written{Inserted: make([]jobs.Inserted, len(rows))}
 		for i, r := range rows {
 			ins, err := c.insertJob(r)
@@ -215,7 +215,7 @@ func (s *Store) prepareChange(ch jobs.Change) (*op, error) {
 	}
 	query := `UPDATE jobs SET revision=revision+1` + sets + ` WHERE id=? AND status=?`
 	args = append(args, string(ch.ID), statusCode(ch.From))
-	return &op{size: size, apply: func(c *conn) (jobs.Written, error) {
+	return &op{size: size, clean: true, apply: func(c *conn) (jobs.Written, error) {
 		return jobs.Written{}, c.change(ch, query, args, inline, ds)
 	}}, nil
 }
@@ -338,7 +338,7 @@ func (s *Store) Emit(drafts ...events.Draft) {
 		s.w.log.Error(err.Error())
 		return
 	}
-	s.w.enqueue(&op{size: 256 * len(ds), emit: true, apply: func(c *conn) (jobs.Written, error) {
+	s.w.enqueue(&op{size: 256 * len(ds), emit: true, clean: true, apply: func(c *conn) (jobs.Written, error) {
 		return jobs.Written{}, c.addEvents(ds)
 	}})
 }
