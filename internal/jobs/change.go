@@ -22,16 +22,19 @@ func (q *Queue) Cancel(ctx context.Context, id ID, by, reason string) (Job, erro
 		return j, err
 	}
 	var t *Ticket
-	if e.status == Pending {
+	r := e.run
+	if r == nil {
 		t = q.endPendingLocked(e, pendingEnd{status: Cancelled, action: "cancel", reason: reason, by: by})
 	} else {
 		t = q.intendCancelLocked(e, by, reason)
 	}
 	q.mu.Unlock()
-	if t != nil {
-		if _, err := t.Wait(ctx); err != nil && !ended(err) {
-			return Job{}, fmt.Errorf("cannot cancel job %s: %w", id, err)
-		}
+	_, err = t.Wait(ctx)
+	if ended(err) && r != nil && !r.isStarted() { // neither its start nor this could be stored
+		err = ErrStoreUnavailable
+	}
+	if err != nil && !ended(err) {
+		return Job{}, fmt.Errorf("cannot cancel job %s: %w", id, err)
 	}
 	return q.Get(ctx, id)
 }
@@ -42,17 +45,21 @@ func ended(err error) bool {
 	return errors.As(err, &conflict)
 }
 
-// intendCancelLocked tells the scheduler at once, also when the intent cannot
-// be stored. nil when it was told before.
+// intendCancelLocked tells the scheduler, once and at once, also when the
+// intent cannot be stored; that is tried again with the next call.
 func (q *Queue) intendCancelLocked(e *entry, by, reason string) *Ticket {
 	r := e.run
-	if !r.job.CancelRequestedAt.IsZero() {
-		return r.cancelTicket
-	}
 	now := q.now()
-	r.job.CancelRequestedAt, r.job.CancelReason = now, reason
-	q.cancels = append(q.cancels, CancelIntent{ID: e.id, Reason: reason})
-	q.wake()
+	if t := r.cancelTicket; t != nil {
+		if !t.failed() {
+			return t
+		}
+		now, reason = r.job.CancelRequestedAt, r.job.CancelReason
+	} else {
+		r.job.CancelRequestedAt, r.job.CancelReason = now, reason
+		q.cancels = append(q.cancels, CancelIntent{ID: e.id, Reason: reason})
+		q.wake()
+	}
 	r.cancelTicket = q.store.Write(Write{
 		Change: &Change{ID: e.id, From: Running, Action: "cancel", CancelRequestedAt: now, CancelReason: reason,
 			Events: []events.Draft{jobEvent(events.JobCancelRequested, e.id, e.group.instance, now,

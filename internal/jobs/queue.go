@@ -70,6 +70,7 @@ type Queue struct {
 	// only Store.Write and Store.Emit are called, which queue and return.
 	mu         sync.Mutex
 	jobs       map[ID]*entry
+	running    map[*entry]struct{} // those of jobs that are running
 	groups     map[string]*group
 	waiting    *btree.BTreeG[*entry] // pending jobs that may not start, in order
 	timers     *btree.BTreeG[*entry] // by timerAt
@@ -172,7 +173,7 @@ func NewQueue(o Options) (*Queue, error) {
 		opts: o, store: o.Store, hub: o.Hub, log: o.Log,
 		now:     func() time.Time { return o.Now().UTC().Round(0) }, // as it is read back from the store
 		changed: make(chan struct{}, 1), pruneKick: make(chan struct{}, 1), controlCh: make(chan struct{}, 1),
-		jobs: map[ID]*entry{}, groups: map[string]*group{}, dependents: map[ID][]*entry{}, recent: map[ID]*Job{}, controls: map[string]Mode{},
+		jobs: map[ID]*entry{}, running: map[*entry]struct{}{}, groups: map[string]*group{}, dependents: map[ID][]*entry{}, recent: map[ID]*Job{}, controls: map[string]Mode{},
 		keepJobs: o.KeepJobs, keepAge: o.KeepAge,
 		waiting: btree.NewG(treeDegree, less), timers: btree.NewG(treeDegree, lessTimer),
 	}
@@ -243,6 +244,7 @@ func (q *Queue) addLocked(e *entry) {
 	e.group.members++
 	if e.status == Running {
 		q.totals.Running++
+		q.running[e] = struct{}{}
 	} else {
 		q.totals.Pending++
 	}
@@ -304,6 +306,7 @@ func (q *Queue) timerLocked(e *entry, at int64) {
 func (q *Queue) removeLocked(e *entry, final Status) {
 	if e.status == Running {
 		q.totals.Running--
+		delete(q.running, e)
 	} else {
 		q.totals.Pending--
 	}

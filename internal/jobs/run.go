@@ -89,6 +89,7 @@ func (q *Queue) startLocked(e *entry, full Job, worker string) *Run {
 	q.uncacheLocked(e)
 	q.totals.Pending--
 	q.totals.Running++
+	q.running[e] = struct{}{}
 	e.status = Running
 	e.attempt++
 	full.Spec.Priority, full.Attempt, full.NotBefore = e.priority, int(e.attempt), time.Time{}
@@ -147,6 +148,7 @@ func (r *Run) startApplied(w Written) {
 func (q *Queue) backToPendingLocked(e *entry) {
 	e.run = nil
 	e.status = Pending
+	delete(q.running, e)
 	q.totals.Running--
 	q.totals.Pending++
 }

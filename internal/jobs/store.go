@@ -149,6 +149,16 @@ func (t *Ticket) Resolve(w Written) { t.w = w; close(t.done) }
 // Done is closed when the write is durable or was refused.
 func (t *Ticket) Done() <-chan struct{} { return t.done }
 
+// failed reports whether the write was decided, and not stored.
+func (t *Ticket) failed() bool {
+	select {
+	case <-t.done:
+		return t.w.Err != nil
+	default:
+		return false
+	}
+}
+
 // Wait returns the outcome. When ctx ends first the write may still happen.
 func (t *Ticket) Wait(ctx context.Context) (Written, error) {
 	select {

@@ -188,13 +188,7 @@ func (q *Queue) Overview(ctx context.Context, limit int) (Overview, error) {
 	}
 	o := Overview{ReadAt: history.ReadAt, History: history.Jobs}
 	q.mu.Lock()
-	var running []*entry
-	for _, e := range q.jobs {
-		if e.status == Running {
-			running = append(running, e)
-		}
-	}
-	order := append(running, q.pendingLocked(limit)...)
+	order := append(slices.Collect(maps.Keys(q.running)), q.pendingLocked(limit)...)
 	ids := make([]ID, len(order))
 	for i, e := range order {
 		ids[i] = e.id

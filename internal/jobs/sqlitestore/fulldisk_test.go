@@ -110,9 +110,15 @@ func duringFull(ctx context.Context, q *jobs.Queue, run *jobs.Run, submit func(i
 	if j, err := q.Get(ctx, waiting); err != nil || j.Status != jobs.Pending {
 		return fmt.Errorf("what was not stored shows: %v %v", j.Status, err)
 	}
+	if _, err := q.Cancel(ctx, run.Job().ID, "ann", ""); !errors.Is(err, jobs.ErrStoreUnavailable) || len(q.Cancels()) != 1 {
+		return fmt.Errorf("a cancel of a running job on a full disk was answered with %v, or not passed on", err)
+	}
 	second, err := q.Admit(ctx, waiting, "w") // its start cannot be stored yet
 	if err != nil {
 		return err
+	}
+	if _, err := q.Cancel(ctx, waiting, "ann", ""); !errors.Is(err, jobs.ErrStoreUnavailable) {
+		return fmt.Errorf("a cancel of a job whose start is not stored was answered with %v", err)
 	}
 	ended := make(chan error, 2)
 	for _, r := range []*jobs.Run{run, second} {
