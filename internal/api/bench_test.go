@@ -109,18 +109,6 @@ func BenchmarkVerify_Submit(b *testing.B) {
 	}
 }
 
-func BenchmarkScanStrict_1MiBPayload(b *testing.B) {
-	body := []byte(`{"plugin":"textstats","args":[` + strings.Repeat(`{"key":[1,2,3,"some text"]},`, 40_000) + `1]}`)
-	sh := &shape{fields: map[string]*shape{"args": {payload: true}}}
-	b.SetBytes(int64(len(body)))
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := scanStrict(body, sh, 64); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
-
 // BenchmarkStream_OneReader is the framer and the socket: b.N chunks to one
 // client over loopback TCP.
 func BenchmarkStream_OneReader(b *testing.B) {
@@ -177,4 +165,29 @@ func BenchmarkSubmit_Durable(b *testing.B) {
 		}
 	})
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "jobs/s")
+}
+
+// BenchmarkBatch_Durable submits 500 jobs at a time.
+func BenchmarkBatch_Durable(b *testing.B) {
+	f := setup(b)
+	const size = 500
+	body := `{"jobs":[` + strings.Repeat(benchBody+",", size-1) + benchBody + `]}`
+	b.ReportAllocs()
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			resp, err := f.socket.Post("http://localhost/v1/jobs:batch", "application/json", strings.NewReader(body))
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+			_ = resp.Body.Close()
+			if resp.StatusCode != 202 {
+				b.Error(resp.Status)
+				return
+			}
+		}
+	})
+	b.ReportMetric(float64(b.N*size)/b.Elapsed().Seconds(), "jobs/s")
 }

@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/cjmd/cjmd/internal/api/strict"
 )
 
 // maxPooled bounds the buffers that are kept between requests.
@@ -86,7 +88,7 @@ func (b *bodies) check(op string, next http.Handler, fail func(http.ResponseWrit
 }
 
 func (b *bodies) verify(rule *bodyRule, data []byte) error {
-	tree, err := scanStrict(data, rule.shape, b.limits().Depth)
+	tree, err := strict.Scan(data, rule.shape, b.limits().Depth)
 	if err != nil {
 		return err
 	}

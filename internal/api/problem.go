@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/cjmd/cjmd/internal/api/strict"
 	"github.com/cjmd/cjmd/internal/api/wire"
 	"github.com/cjmd/cjmd/internal/jobs"
 	"github.com/cjmd/cjmd/internal/plugins"
@@ -331,7 +332,7 @@ func explainWorkers(err error) *requestError {
 // explainRequest knows the errors of our own decoder and of the generated code.
 func explainRequest(err error) *requestError {
 	var (
-		syntax *syntaxError
+		syntax *strict.Error
 		format *wire.InvalidParamFormatError
 		many   *wire.TooManyValuesForParamError
 		param  *wire.RequiredParamError
@@ -339,7 +340,7 @@ func explainRequest(err error) *requestError {
 	)
 	switch {
 	case errors.As(err, &syntax):
-		return &requestError{Code: syntax.Code, Fields: []wire.FieldError{{Pointer: syntax.Pointer, Message: syntax.Reason}}}
+		return &requestError{Code: string(syntax.Code), Fields: []wire.FieldError{{Pointer: syntax.Pointer, Message: syntax.Reason}}}
 	case errors.As(err, &format):
 		return badParam(format.ParamName, "is not of the type that the API describes")
 	case errors.As(err, &many):

@@ -12,6 +12,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6/kind"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/cjmd/cjmd/internal/api/strict"
 	"github.com/cjmd/cjmd/internal/api/wire"
 	"github.com/cjmd/cjmd/internal/suggest"
 )
@@ -19,7 +20,7 @@ import (
 // bodyRule is what the description says about the body of one operation.
 type bodyRule struct {
 	schema   *jsonschema.Schema
-	shape    *shape
+	shape    *strict.Shape
 	required bool
 }
 
@@ -93,22 +94,22 @@ func (s *spec) addRule(c *jsonschema.Compiler, id string, op map[string]any) err
 }
 
 // shapeOf finds the payload parts (x-payload) of a schema.
-func (s *spec) shapeOf(schema map[string]any) *shape {
+func (s *spec) shapeOf(schema map[string]any) *strict.Shape {
 	if ref, ok := schema["$ref"].(string); ok {
 		schema = asMap(dig(s.doc, strings.Split(strings.TrimPrefix(ref, "#/"), "/")...))
 	}
 	if p, _ := schema["x-payload"].(bool); p {
-		return &shape{payload: true}
+		return &strict.Shape{Payload: true}
 	}
-	sh := &shape{}
+	sh := &strict.Shape{}
 	if props := asMap(schema["properties"]); props != nil {
-		sh.fields = make(map[string]*shape, len(props))
+		sh.Fields = make(map[string]*strict.Shape, len(props))
 		for name, sub := range props {
-			sh.fields[name] = s.shapeOf(asMap(sub))
+			sh.Fields[name] = s.shapeOf(asMap(sub))
 		}
 	}
 	if items := asMap(schema["items"]); items != nil {
-		sh.items = s.shapeOf(items)
+		sh.Items = s.shapeOf(items)
 	}
 	return sh
 }
@@ -150,17 +151,17 @@ func (s *spec) collect(ve *jsonschema.ValidationError, out *[]wire.FieldError) {
 	}
 	at := ""
 	for _, step := range ve.InstanceLocation {
-		at += "/" + escapePointer(step)
+		at += "/" + strict.EscapePointer(step)
 	}
 	switch k := ve.ErrorKind.(type) {
 	case *kind.Required:
 		for _, name := range k.Missing {
-			*out = append(*out, wire.FieldError{Pointer: at + "/" + escapePointer(name), Message: "is missing"})
+			*out = append(*out, wire.FieldError{Pointer: at + "/" + strict.EscapePointer(name), Message: "is missing"})
 		}
 	case *kind.AdditionalProperties:
 		known := s.known(ve.SchemaURL)
 		for _, name := range k.Properties {
-			fe := wire.FieldError{Pointer: at + "/" + escapePointer(name), Message: "is no field that is known here"}
+			fe := wire.FieldError{Pointer: at + "/" + strict.EscapePointer(name), Message: "is no field that is known here"}
 			if near := suggest.Nearest(name, known); near != "" {
 				fe.Suggestion = near
 				fe.Message += fmt.Sprintf("; did you mean %q?", near)

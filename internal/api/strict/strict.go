@@ -1,4 +1,10 @@
-package api
+// Package strict reads a JSON document once and accepts exactly what RFC 8259
+// allows. It refuses what encoding/json lets through in silence: duplicate keys,
+// trailing data, invalid UTF-8, nesting beyond a bound. It builds the tree that a
+// schema is checked against and leaves payloads (args, kwargs, config) as they
+// are: those are looked at for well-formedness and never built. Pure; safe from
+// any goroutine. Start with Scan.
+package strict
 
 import (
 	"bytes"
@@ -9,28 +15,32 @@ import (
 	"unicode/utf8"
 )
 
-// A body is read once, by a scanner that accepts exactly JSON (RFC 8259) and
-// refuses what encoding/json lets through in silence: duplicate keys, trailing
-// data, invalid UTF-8, nesting beyond a bound. It builds the small tree that the
-// schema is checked against and leaves payloads (args, kwargs, config) as they
-// are: those are looked at for well-formedness and never built.
+// Code is what kind of mistake was found.
+type Code string
 
-// syntaxError says why a body is no acceptable JSON. Pointer is where in the
+// The codes.
+const (
+	Invalid      Code = "invalid_json"
+	DuplicateKey Code = "duplicate_key"
+	TooDeep      Code = "too_deep"
+)
+
+// Error says why a document is not accepted. Pointer is where in the
 // document; nothing of a value is repeated.
-type syntaxError struct {
-	Code    string // "invalid_json", "duplicate_key", "too_deep"
+type Error struct {
+	Code    Code
 	Pointer string
 	Offset  int
 	Reason  string
 }
 
-func (e *syntaxError) Error() string { return e.Reason }
+func (e *Error) Error() string { return e.Reason }
 
-// shape says which parts of a body are payload.
-type shape struct {
-	payload bool
-	fields  map[string]*shape
-	items   *shape
+// Shape says which parts of a document are payload.
+type Shape struct {
+	Payload bool
+	Fields  map[string]*Shape
+	Items   *Shape
 }
 
 type scanner struct {
@@ -47,13 +57,13 @@ type pathStep struct {
 	idx int
 }
 
-// scanStrict checks data and returns the tree of what is no payload: the types
+// Scan checks data and returns the tree of what is no payload: the types
 // of encoding/json's any, with json.Number for numbers. A payload is represented
 // by an empty value of its kind.
-func scanStrict(data []byte, sh *shape, maxDepth int) (any, error) {
+func Scan(data []byte, sh *Shape, maxDepth int) (any, error) {
 	s := &scanner{data: data, max: maxDepth}
 	if !utf8.Valid(data) {
-		return nil, s.fail("the body is not valid UTF-8")
+		return nil, s.fail("the document is not valid UTF-8")
 	}
 	s.space()
 	v, err := s.value(sh, true)
@@ -68,11 +78,11 @@ func scanStrict(data []byte, sh *shape, maxDepth int) (any, error) {
 }
 
 func (s *scanner) fail(format string, args ...any) error {
-	return s.failCode("invalid_json", format, args...)
+	return s.failCode(Invalid, format, args...)
 }
 
-func (s *scanner) failCode(code, format string, args ...any) error {
-	return &syntaxError{Code: code, Pointer: s.pointer(), Offset: s.pos, Reason: fmt.Sprintf(format, args...)}
+func (s *scanner) failCode(code Code, format string, args ...any) error {
+	return &Error{Code: code, Pointer: s.pointer(), Offset: s.pos, Reason: fmt.Sprintf(format, args...)}
 }
 
 func (s *scanner) pointer() string {
@@ -83,7 +93,7 @@ func (s *scanner) pointer() string {
 			out = strconv.AppendInt(out, int64(p.idx), 10)
 			continue
 		}
-		out = append(out, escapePointer(string(p.key))...)
+		out = append(out, EscapePointer(string(p.key))...)
 	}
 	return string(out)
 }
@@ -100,11 +110,11 @@ func (s *scanner) space() {
 }
 
 // value reads one value. build is false inside a payload.
-func (s *scanner) value(sh *shape, build bool) (any, error) {
+func (s *scanner) value(sh *Shape, build bool) (any, error) {
 	if s.pos >= len(s.data) {
 		return nil, s.fail("the JSON ends too early")
 	}
-	inside := build && (sh == nil || !sh.payload)
+	inside := build && (sh == nil || !sh.Payload)
 	switch c := s.data[s.pos]; {
 	case c == '{':
 		m, err := s.object(sh, inside)
@@ -136,16 +146,16 @@ func (s *scanner) value(sh *shape, build bool) (any, error) {
 func (s *scanner) enter() error {
 	s.depth++
 	if s.depth > s.max {
-		// The path of a hostile body would be as long as the body is deep.
+		// The path of a hostile document would be as long as it is deep.
 		s.path = s.path[:min(len(s.path), 4)]
-		return s.failCode("too_deep", "the JSON is nested deeper than %d levels", s.max)
+		return s.failCode(TooDeep, "the JSON is nested deeper than %d levels", s.max)
 	}
 	s.pos++
 	s.space()
 	return nil
 }
 
-func (s *scanner) object(sh *shape, build bool) (map[string]any, error) {
+func (s *scanner) object(sh *Shape, build bool) (map[string]any, error) {
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
@@ -172,7 +182,7 @@ func (s *scanner) object(sh *shape, build bool) (map[string]any, error) {
 		}
 		if !seen.add(key) {
 			s.path = append(s.path, pathStep{key: key, idx: -1})
-			return nil, s.failCode("duplicate_key", "the key appears twice in one object")
+			return nil, s.failCode(DuplicateKey, "the key appears twice in one object")
 		}
 		s.space()
 		if s.peek() != ':' {
@@ -181,9 +191,9 @@ func (s *scanner) object(sh *shape, build bool) (map[string]any, error) {
 		s.pos++
 		s.space()
 		s.path = append(s.path, pathStep{key: key, idx: -1})
-		var sub *shape
+		var sub *Shape
 		if sh != nil {
-			sub = sh.fields[string(key)]
+			sub = sh.Fields[string(key)]
 		}
 		v, err := s.value(sub, build)
 		if err != nil {
@@ -200,7 +210,7 @@ func (s *scanner) object(sh *shape, build bool) (map[string]any, error) {
 	}
 }
 
-func (s *scanner) array(sh *shape, build bool) ([]any, error) {
+func (s *scanner) array(sh *Shape, build bool) ([]any, error) {
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
@@ -210,9 +220,9 @@ func (s *scanner) array(sh *shape, build bool) ([]any, error) {
 		s.pos++
 		return out, nil
 	}
-	var sub *shape
+	var sub *Shape
 	if sh != nil {
-		sub = sh.items
+		sub = sh.Items
 	}
 	for i := 0; ; i++ {
 		s.path = append(s.path, pathStep{idx: i})
@@ -457,8 +467,8 @@ func (k *keySet) add(key []byte) bool {
 	return true
 }
 
-// escapePointer makes key one reference token of a JSON Pointer (RFC 6901).
-func escapePointer(key string) string {
+// EscapePointer makes key one reference token of a JSON Pointer (RFC 6901).
+func EscapePointer(key string) string {
 	out := make([]byte, 0, len(key))
 	for i := 0; i < len(key); i++ {
 		switch key[i] {
