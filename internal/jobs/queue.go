@@ -77,6 +77,7 @@ type Queue struct {
 	dependents map[ID][]*entry
 	controls   map[string]Mode
 	cancels    []CancelIntent
+	begun      []*Run      // whose start was stored by the commit being announced
 	recent     map[ID]*Job // the newest jobs that ended, whole
 	recentRing []ID        // their ids; recentAt is the oldest once it is full
 	recentAt   int
@@ -207,6 +208,13 @@ func (q *Queue) committed(evs []events.Event) {
 	q.logs.Committed(evs)
 	if q.hub != nil {
 		q.hub.Publish(evs)
+	}
+	q.mu.Lock()
+	begun := q.begun
+	q.begun = nil
+	q.mu.Unlock()
+	for _, r := range begun { // only now: no chunk may come before its start in the log
+		close(r.started)
 	}
 }
 

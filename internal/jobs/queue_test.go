@@ -713,3 +713,43 @@ func TestQueue_JobLogKeepsItsNumbersFromPendingToAfterARestart(t *testing.T) {
 	_, err = b.Log(b.ctx(), "nope", 0)
 	require.ErrorIs(t, err, jobs.ErrNotFound)
 }
+
+// announced is a store whose commits a test sees before the queue does.
+type announced struct {
+	*sqlitestore.Store
+	before func([]events.Event)
+}
+
+func (a announced) OnCommit(fn func([]events.Event)) {
+	a.Store.OnCommit(func(evs []events.Event) {
+		a.before(evs)
+		fn(evs)
+	})
+}
+
+// Once a chunk could come before job.started in a log that a reader had open.
+func TestRun_StartedOnlyWhenTheJobLogHasTheStart(t *testing.T) {
+	t.Parallel()
+	b := &box{t: t, dir: t.TempDir(), now: time.Now()}
+	st, err := sqlitestore.Open(b.ctx(), sqlitestore.Options{Dir: b.dir})
+	require.NoError(t, err)
+	runs, early := make(chan *jobs.Run, 1), make(chan bool, 1)
+	q, err := jobs.NewQueue(jobs.Options{LogDir: b.dir, Store: announced{st, func(evs []events.Event) {
+		if evs[0].Kind != events.JobStarted {
+			return
+		}
+		select {
+		case <-(<-runs).Started():
+			early <- true
+		default:
+			early <- false
+		}
+	}}})
+	require.NoError(t, err)
+	b.Queue, b.store, b.hub = q, st, events.NewHub(events.Options{Source: st})
+	defer b.close()
+	r := b.admit(b.submit(jobs.Spec{}).ID)
+	runs <- r
+	require.NoError(t, r.WaitStarted(b.ctx()))
+	require.False(t, <-early)
+}

@@ -129,7 +129,7 @@ func (r *Run) startApplied(w Written) {
 	switch {
 	case w.Err == nil:
 		r.e.revision++
-		close(r.started)
+		q.begun = append(q.begun, r) // Started is closed when the job log has the event
 	case errors.Is(w.Err, ErrStoreUnavailable) && !q.closed:
 		wait := min(retryFirst<<min(r.startTries, 10), retryMax)
 		r.startTries++
