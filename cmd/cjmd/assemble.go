@@ -321,6 +321,8 @@ func (d *daemonParts) httpServer(h http.Handler) *http.Server {
 
 func (d *daemonParts) limits() api.Limits {
 	l, cfg := api.DefaultLimits(), d.current.Load()
+	l.Job = int64(cfg.Jobs.MaxBodyMB) << 20
+	l.Body = int64(cfg.Limits.BodyMB) << 20
 	l.Depth = cfg.Limits.JSONDepth
 	l.Streams = cfg.Limits.SSEStreams
 	l.StreamsPerPrincipal = cfg.Limits.SSEPerPrincipal
