@@ -64,10 +64,9 @@ func cgroupParent() (string, error) {
 }
 
 // probeCgroupLocked makes the base directory and tries the whole life of a leaf.
-func (h *Host) probeCgroupLocked(ctx context.Context) error {
+func (h *Host) probeCgroupLocked(ctx context.Context) (err error) {
 	parent := h.o.CgroupParent
 	if parent == "" {
-		var err error
 		if parent, err = cgroupParent(); err != nil {
 			return err
 		}
@@ -79,6 +78,11 @@ func (h *Host) probeCgroupLocked(ctx context.Context) error {
 	if err := os.Mkdir(base, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
+	defer func() {
+		if err != nil { // of no use: the next strategy is tried
+			err = errors.Join(err, removeTree(base))
+		}
+	}()
 	l, err := h.newLeaf(base, "probe", Confine{})
 	if err != nil {
 		return err

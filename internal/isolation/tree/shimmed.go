@@ -114,6 +114,9 @@ func (s *shimmed) Start(cmd *exec.Cmd) error {
 	return s.begin(plan)
 }
 
+// shimTimeout is how long a shim may take to start the worker.
+const shimTimeout = 30 * time.Second
+
 // begin hands over the plan and learns which process is the worker.
 func (s *shimmed) begin(plan Plan) error {
 	st, err := proc.Read(s.shim.Process.Pid)
@@ -127,10 +130,14 @@ func (s *shimmed) begin(plan Plan) error {
 	if err != nil {
 		return fmt.Errorf("cannot brief the shim: %w", err)
 	}
+	// An exec can hang (a file server that is away); the daemon must not.
+	if err := s.status.SetReadDeadline(time.Now().Add(shimTimeout)); err != nil {
+		return fmt.Errorf("cannot bound the start of the shim: %w", err)
+	}
 	for {
 		var r Receipt
 		if err := s.dec.Decode(&r); err != nil {
-			return fmt.Errorf("cannot start %s: the shim ended: %w", plan.Path, err)
+			return fmt.Errorf("cannot start %s: no word from the shim: %w", plan.Path, err)
 		}
 		switch {
 		case r.Error != "":
@@ -138,24 +145,23 @@ func (s *shimmed) begin(plan Plan) error {
 		case r.NoProc != "":
 			s.noProc = r.NoProc
 		case r.Started != 0:
-			return s.adopt(r.Started)
+			return errors.Join(s.adopt(r.Started), s.status.SetReadDeadline(time.Time{}))
 		}
 	}
 }
 
-// adopt finds the worker's pid in our own namespace: right after the start it
-// is the shim's only child.
+// adopt finds the worker in our own process table: right after the start it is
+// the shim's only child. The pid that the shim gave is one of the shim's own
+// namespace; in ours that number may belong to anybody.
 func (s *shimmed) adopt(pid int) error {
 	t, err := proc.All()
 	if err != nil {
 		return err
 	}
-	st := t[pid]
-	if s.strategy == PIDNS {
-		for _, c := range t {
-			if c.PPID == s.shimID.PID {
-				st = c
-			}
+	var st proc.Stat
+	for _, c := range t {
+		if c.PPID == s.shimID.PID && (s.strategy == PIDNS || c.PID == pid) {
+			st = c
 		}
 	}
 	s.leader.begin(st.ID()) // zero when it has ended already: Wait tells how
