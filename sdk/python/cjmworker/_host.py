@@ -80,7 +80,46 @@ def descendants(pid: int) -> "List[int]":
     return found
 
 
-def handle_signals(on_interrupt: "Callable", on_terminate: "Callable") -> None:
+class Doorbell:
+    """What the idle main thread waits on: a pipe that another thread rings, and that
+    every signal rings too. A signal that comes in the instant before a blocking call
+    would otherwise be noticed only when that call returns, which may be never."""
+
+    def __init__(self) -> None:
+        self._out, self._in = os.pipe()
+        os.set_blocking(self._in, False)
+        self._poll: "Any" = None
+
+    def ring(self) -> None:
+        try:
+            os.write(self._in, b".")
+        except BlockingIOError:
+            pass  # it is full: it rings already
+
+    def wait(self) -> None:
+        """Until it rings."""
+        os.read(self._out, 4096)
+
+    def wait_for(self, fd: int) -> bool:
+        """Until ``fd`` can be read (True) or it rings (False, when nothing else came)."""
+        if self._poll is None:
+            import select
+
+            self._poll = select.poll()
+            self._poll.register(fd, select.POLLIN)
+            self._poll.register(self._out, select.POLLIN)
+        ready = self._poll.poll()
+        if len(ready) == 1 and ready[0][0] == fd:
+            return True
+        self.wait()
+        return len(ready) > 1
+
+    def hear_signals(self) -> None:
+        _signal.set_wakeup_fd(self._in, warn_on_full_buffer=False)
+
+
+def handle_signals(on_interrupt: "Callable", on_terminate: "Callable", doorbell: Doorbell) -> None:
+    doorbell.hear_signals()
     _signal.signal(INTERRUPT_SIGNAL, on_interrupt)
     _signal.signal(_signal.SIGTERM, on_terminate)
     # A crash in C code leaves its Python stack in the worker's log.
@@ -90,16 +129,26 @@ def handle_signals(on_interrupt: "Callable", on_terminate: "Callable") -> None:
 
 
 def default_signals() -> None:
+    _signal.set_wakeup_fd(-1)
     for number in (INTERRUPT_SIGNAL, int(_signal.SIGTERM), int(_signal.SIGINT)):
         _signal.signal(number, _signal.SIG_DFL)
 
 
-def max_rss() -> int:
-    """Largest resident set so far, in bytes."""
+def peak_hint() -> int:
+    """A cheap figure that grows when the peak grows. Not the peak itself: across exec
+    Linux carries over that of the process that started us."""
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def max_rss() -> int:
+    """Largest resident set of this program so far, in bytes."""
+    try:
+        with open("/proc/self/status", "rb") as file:
+            return int(file.read().partition(b"VmHWM:")[2].split(None, 1)[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        return peak_hint()
 
 
 def rss() -> int:

@@ -54,8 +54,7 @@ class Server:
         self._pool: "Any" = None  # threads for executes when concurrency > 1
         self._inbox: "List[Request]" = []  # work for the main thread, in order
         self._role = allocate_lock()  # held by the thread that reads
-        self._wake = allocate_lock()  # released when the inbox got something
-        self._wake.acquire()
+        self._doorbell = _host.Doorbell()  # rings when the inbox got something, or a signal came
         self._guard_wake = allocate_lock()
         self._guard_wake.acquire()
         self._guard_sleeps = False
@@ -68,7 +67,7 @@ class Server:
         self._exit_code = 0
         self._forked = False
         self._usage_at = 0.0
-        self._usage_rss = 0
+        self._usage_hint = 0
 
     # -- life --------------------------------------------------------------
 
@@ -76,7 +75,7 @@ class Server:
         os.set_inheritable(self.fd, False)
         os.set_blocking(self.fd, True)
         _host.clean_environment()
-        _host.handle_signals(self.slot.on_signal, self._on_terminate)
+        _host.handle_signals(self.slot.on_signal, self._on_terminate, self._doorbell)
         os.register_at_fork(after_in_child=self._in_child)
         self._capture()
         current.send_progress = self._progress
@@ -96,18 +95,25 @@ class Server:
     def _step(self) -> None:
         if self._inbox:
             self._work(self._inbox.pop(0))
-        elif self._role.acquire(False):
-            try:
-                self._idle = True
-                requests = self._read()
-            finally:
-                self._idle = False
-                self._role.release()
-            self._sort(requests)
-        else:
+            return
+        requests: "List[Request]" = []
+        try:
+            # In this order no SIGTERM is lost: before the mark the handler sets _stop,
+            # which is looked at next; after it, the handler raises.
             self._idle = True
-            self._wake.acquire()
+            if self._stop:
+                return
+            if self._role.acquire(False):
+                try:
+                    if self._doorbell.wait_for(self.fd):
+                        requests = self._read()
+                finally:
+                    self._role.release()
+            else:
+                self._doorbell.wait()
+        finally:
             self._idle = False
+        self._sort(requests)
 
     def _end(self) -> int:
         if self.plugin is not None:
@@ -225,8 +231,7 @@ class Server:
                 pass
         finally:
             self._role.release()
-        if self._wake.locked():  # only this thread releases it
-            self._wake.release()
+        self._doorbell.ring()
 
     def enter(self) -> None:
         """The main thread goes into user code."""
@@ -314,12 +319,12 @@ class Server:
 
     def report_usage(self, always: bool = False) -> None:
         """Put our own account of memory before the next answer: seldom, unless it grew."""
-        peak = _host.max_rss()
+        hint = _host.peak_hint()
         now = monotonic()
-        if not always and now - self._usage_at < USAGE_EVERY and peak - self._usage_rss < USAGE_STEP:
+        if not always and now - self._usage_at < USAGE_EVERY and hint - self._usage_hint < USAGE_STEP:
             return
-        self._usage_at, self._usage_rss = now, peak
-        params = {"devices": _host.device_bytes(), "max_rss": peak}
+        self._usage_at, self._usage_hint = now, hint
+        params = {"devices": _host.device_bytes(), "max_rss": _host.max_rss()}
         self.outbox.stage(lambda: self.protocol.notify("usage", params))
 
     # -- loading -----------------------------------------------------------------
