@@ -118,6 +118,7 @@ func TestQueue_JobLogKeepsItsNumbersFromPendingToAfterARestart(t *testing.T) {
 	require.ErrorIs(t, err, jobs.ErrNotFound)
 }
 
+// announced is a store whose commits a test sees before the queue does.
 type announced struct {
 	*sqlitestore.Store
 	before func([]events.Event)
@@ -130,6 +131,7 @@ func (a announced) OnCommit(fn func([]events.Event)) {
 	})
 }
 
+// Once a chunk could come before job.started in a log that a reader had open.
 func TestRun_StartedOnlyWhenTheJobLogHasTheStart(t *testing.T) {
 	t.Parallel()
 	b := &box{t: t, dir: t.TempDir(), now: time.Now()}

@@ -77,9 +77,9 @@ type Queue struct {
 	dependents map[ID][]*entry
 	controls   map[string]Mode
 	cancels    []CancelIntent
-	begun      []*Run      // whose start was stored by the commit being announced
-	recent     map[ID]*Job // the newest jobs that ended, whole
-	recentRing []ID        // their ids; recentAt is the oldest once it is full
+	begun      []*Run           // whose start was stored by the commit being announced
+	recent     map[ID]*endedJob // the newest jobs that ended, whole
+	recentRing []ID             // their ids; recentAt is the oldest once it is full
 	recentAt   int
 	totals     Totals
 	inFlight   int // jobs whose insert is not durable yet
@@ -174,7 +174,7 @@ func NewQueue(o Options) (*Queue, error) {
 		opts: o, store: o.Store, hub: o.Hub, log: o.Log,
 		now:     func() time.Time { return o.Now().UTC().Round(0) }, // as it is read back from the store
 		changed: make(chan struct{}, 1), pruneKick: make(chan struct{}, 1), controlCh: make(chan struct{}, 1),
-		jobs: map[ID]*entry{}, running: map[*entry]struct{}{}, groups: map[string]*group{}, dependents: map[ID][]*entry{}, recent: map[ID]*Job{}, controls: map[string]Mode{},
+		jobs: map[ID]*entry{}, running: map[*entry]struct{}{}, groups: map[string]*group{}, dependents: map[ID][]*entry{}, recent: map[ID]*endedJob{}, controls: map[string]Mode{},
 		keepJobs: o.KeepJobs, keepAge: o.KeepAge,
 		waiting: btree.NewG(treeDegree, less), timers: btree.NewG(treeDegree, lessTimer),
 	}
@@ -368,15 +368,26 @@ func (q *Queue) uncacheLocked(e *entry) {
 const (
 	recentJobs = 1024
 	recentArgs = 16 << 10 // larger arguments are read from the store
+	recentBody = 4 << 10  // so are larger results
 )
+
+// endedJob is a job that has just ended. result is nil when it has none, or a
+// large one.
+type endedJob struct {
+	job    Job
+	result []byte
+}
 
 // rememberLocked keeps a job that has just ended: who waited for it reads it
 // now. Final jobs never change.
-func (q *Queue) rememberLocked(j Job) {
+func (q *Queue) rememberLocked(j Job, result []byte) {
 	if len(j.Spec.Args)+len(j.Spec.Kwargs) > recentArgs || len(j.Spec.DependsOn) > 0 { // those have results filled in
 		return
 	}
-	q.recent[j.ID] = &j
+	if len(result) > recentBody {
+		result = nil
+	}
+	q.recent[j.ID] = &endedJob{job: j, result: result}
 	if len(q.recentRing) < recentJobs {
 		q.recentRing = append(q.recentRing, j.ID)
 		return

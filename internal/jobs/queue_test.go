@@ -449,6 +449,3 @@ func TestQueue_PauseDrainResumeSurviveARestart(t *testing.T) {
 	require.Empty(t, b.Controls())
 	require.Error(t, b.SetControl(b.ctx(), "", "sideways"))
 }
-
-// announced is a store whose commits a test sees before the queue does.
-// Once a chunk could come before job.started in a log that a reader had open.

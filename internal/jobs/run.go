@@ -117,7 +117,9 @@ func (r *Run) storeStartLocked() {
 	}
 	ch := &Change{ID: r.e.id, From: Pending, To: Running, Action: "start", Attempt: &r.attempt, StartedAt: at, NotBefore: new(time.Time),
 		Events: []events.Draft{jobEvent(events.JobStarted, r.e.id, r.job.Spec.Instance, at, data)}}
-	r.q.store.Write(Write{Change: ch, Applied: r.startApplied})
+	// Most jobs wait for their end alone; one that allows a single attempt waits for
+	// this before it begins, and a job that produces anything hurries (WaitStarted).
+	r.q.store.Write(Write{Change: ch, Lazy: r.job.Spec.MaxAttempts != 1, Applied: r.startApplied})
 }
 
 // startApplied runs on the store's writer. A start that could not be stored is
@@ -158,6 +160,9 @@ func (r *Run) Started() <-chan struct{} { return r.started }
 
 // WaitStarted returns once the start is durable.
 func (r *Run) WaitStarted(ctx context.Context) error {
+	if !r.isStarted() {
+		r.q.store.Emit() // nothing, at once: what was held back is stored with it
+	}
 	select {
 	case <-r.started:
 		return nil
@@ -421,7 +426,7 @@ func (r *Run) endLocked(out Outcome) (*Change, func()) {
 		if ch.Result != nil {
 			r.job.Result = &ch.Result.Info
 		}
-		q.rememberLocked(r.job)
+		q.rememberLocked(r.job, out.Result)
 		q.removeLocked(e, out.Status)
 	}
 }

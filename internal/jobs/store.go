@@ -70,6 +70,9 @@ type Write struct {
 	// Insert stores new jobs, all or none.
 	Insert []NewJob
 	Change *Change
+	// Lazy says that nobody waits for this write: the store may hold it back for a
+	// few milliseconds, so that it shares the commit of the next one that is not.
+	Lazy bool
 	// Applied, when set, is called once by the store's writer, after the commit
 	// (Written.Err nil) or the refusal, in the order of the writes and before the
 	// events are published. It must not block; it may call Store.Write. It is not

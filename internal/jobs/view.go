@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -28,9 +29,9 @@ func (j Job) clone() Job {
 func (q *Queue) Get(ctx context.Context, id ID) (Job, error) {
 	for {
 		q.mu.Lock()
-		if j := q.recent[id]; j != nil {
+		if old := q.recent[id]; old != nil {
 			q.mu.Unlock()
-			return j.clone(), nil
+			return old.job.clone(), nil
 		}
 		if e := q.jobs[id]; e != nil {
 			if j, ok := q.wholeLocked(e); ok {
@@ -253,6 +254,12 @@ func (q *Queue) Totals() Totals {
 // Result opens the result of a job; the caller closes it. ErrNotFound when
 // there is none.
 func (q *Queue) Result(ctx context.Context, id ID) (io.ReadSeekCloser, ResultInfo, error) {
+	q.mu.Lock()
+	old := q.recent[id]
+	q.mu.Unlock()
+	if old != nil && old.result != nil && old.job.Result != nil {
+		return resultBytes{bytes.NewReader(old.result)}, *old.job.Result, nil
+	}
 	j, err := q.Get(ctx, id)
 	if err != nil {
 		return nil, ResultInfo{}, err
@@ -263,6 +270,11 @@ func (q *Queue) Result(ctx context.Context, id ID) (io.ReadSeekCloser, ResultInf
 	body, err := q.store.Result(ctx, id)
 	return body, *j.Result, err
 }
+
+// resultBytes is a result that is in memory.
+type resultBytes struct{ *bytes.Reader }
+
+func (resultBytes) Close() error { return nil }
 
 // Log follows the job's log: the records after after, until the final one. The
 // caller closes the reader.

@@ -22,7 +22,7 @@ func (s *Store) Write(w jobs.Write) *jobs.Ticket {
 		t.Resolve(jobs.Written{Err: err})
 		return t
 	}
-	o.applied = w.Applied
+	o.applied, o.lazy = w.Applied, w.Lazy
 	return s.w.enqueue(o)
 }
 

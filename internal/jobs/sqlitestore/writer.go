@@ -21,6 +21,9 @@ const (
 	// maxEmits bounds what loops that do not wait may have queued while the disk
 	// hangs; beyond it events of that kind are dropped and counted in the log.
 	maxEmits = 1 << 16
+	// lazyWait is how long a lazy write waits for company: longer than a short
+	// job takes, so that its start and its end are one commit.
+	lazyWait = 3 * time.Millisecond
 )
 
 var errClosed = fmt.Errorf("%w: it is closed", jobs.ErrStoreUnavailable)
@@ -34,6 +37,7 @@ type op struct {
 	clean   bool
 	size    int
 	emit    bool
+	lazy    bool
 	applied func(jobs.Written)
 	ticket  *jobs.Ticket
 	out     jobs.Written
@@ -48,6 +52,9 @@ type writer struct {
 
 	mu       sync.Mutex // leaf; guards the fields below
 	queue    []*op
+	urgent   int         // ops of queue that are not lazy
+	due      bool        // the lazy ones have waited long enough
+	hold     *time.Timer // runs while there are only lazy ones
 	emits    int
 	dropped  int
 	closed   bool
@@ -62,6 +69,8 @@ type writer struct {
 
 func newWriter(s *Store) (*writer, error) {
 	w := &writer{store: s, log: s.log, kick: make(chan struct{}, 1), done: make(chan struct{})}
+	w.hold = time.AfterFunc(time.Hour, w.hurry)
+	w.hold.Stop()
 	return w, w.connect()
 }
 
@@ -100,23 +109,49 @@ func (w *writer) enqueue(o *op) *jobs.Ticket {
 		w.emits++
 	}
 	w.queue = append(w.queue, o)
+	if o.lazy {
+		if len(w.queue) == 1 {
+			w.hold.Reset(lazyWait)
+		}
+		w.mu.Unlock()
+		return o.ticket
+	}
+	w.urgent++
 	w.mu.Unlock()
+	w.wake()
+	return o.ticket
+}
+
+func (w *writer) wake() {
 	select {
 	case w.kick <- struct{}{}:
 	default:
 	}
-	return o.ticket
 }
 
-// take removes the next batch; nil when the queue is empty.
+// hurry ends the wait of lazy writes.
+func (w *writer) hurry() {
+	w.mu.Lock()
+	w.due = true
+	w.mu.Unlock()
+	w.wake()
+}
+
+// take removes the next batch; nil when nothing is to be done yet.
 func (w *writer) take() (batch []*op, closed bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.urgent == 0 && !w.due && !w.closed {
+		return nil, false
+	}
 	n, size := 0, 0
 	for n < len(w.queue) && n < maxBatchOps && (n == 0 || size+w.queue[n].size <= maxBatchBytes) {
 		size += w.queue[n].size
 		if w.queue[n].emit {
 			w.emits--
+		}
+		if !w.queue[n].lazy {
+			w.urgent--
 		}
 		n++
 	}
@@ -124,6 +159,8 @@ func (w *writer) take() (batch []*op, closed bool) {
 	if w.queue = w.queue[n:]; len(w.queue) == 0 {
 		w.queue = nil
 	}
+	w.due = len(w.queue) > 0
+	w.hold.Stop()
 	if w.dropped > 0 {
 		w.log.Error("journal events dropped: the disk does not keep up", zap.Int("events", w.dropped))
 		w.dropped = 0
@@ -158,10 +195,7 @@ func (w *writer) stop() {
 	w.mu.Lock()
 	w.closed = true
 	w.mu.Unlock()
-	select {
-	case w.kick <- struct{}{}:
-	default:
-	}
+	w.wake()
 	<-w.done
 }
 
