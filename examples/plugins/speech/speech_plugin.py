@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Dict, Iterator, List, Optional
 
 import speech_audio
-from cjmworker import UserInputError, check_cancel
+from cjmworker import UserInputError, cancelled
 from pocketsphinx import Decoder, Endpointer
 
 RATE = speech_audio.RATE
@@ -150,13 +150,21 @@ class _Run:
             last = start + size >= len(pcm)
             speech = self._ears.end_stream(frame) if last else self._ears.process(frame)
             self.at = min((start + len(frame)) / 2 / RATE, self.duration)
+            if cancelled():
+                self._stop_here()
+                return
             if speech:
                 self._hear(speech)
             if self._listening and (last or not self._ears.in_speech):
                 yield from self._finish()
             elif number % self._chunk == 0:
-                check_cancel()
                 yield from self._partial()
+
+    def _stop_here(self) -> None:
+        """Keep what was understood before a cancel: it becomes the partial result."""
+        self._second_pass = False
+        if self._listening:
+            list(self._finish())
 
     def _hear(self, speech: bytes) -> None:
         if not self._listening:
