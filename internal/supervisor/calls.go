@@ -132,7 +132,11 @@ func (c *running) cancel() {
 	}
 	c.sink.CancelPhase(CancelKill)
 	c.killed = true
-	c.w.post(func() { c.w.endOf(c.p, ending{cause: "call " + c.call.ID + " ignored its cancel", byUs: true}) })
+	c.w.post(func() {
+		if !c.isOver() { // at the last moment: the worker lives
+			c.w.endOf(c.p, ending{cause: "call " + c.call.ID + " ignored its cancel", byUs: true})
+		}
+	})
 	<-c.over
 }
 

@@ -28,6 +28,7 @@ type fake struct {
 	silent    bool          // guarded by mu; pings are not answered
 	cpu       time.Duration // guarded by mu
 	unkill    bool          // guarded by mu; a kill ends nothing
+	loading   chan struct{} // guarded by mu; a new process is ready once it is closed; nil: at once
 	exitCode  int           // guarded by mu; ≥ 0: a new process ends at once with it
 	proc      *fakeProcess  // guarded by mu; newest
 	processes int           // guarded by mu
@@ -113,17 +114,25 @@ func (fakeChannel) Close() error      { return nil }
 func (c fakeChannel) Open(context.Context, supervisor.Hello, func(supervisor.ConnEvent)) (supervisor.Conn, error) {
 	c.f.mu.Lock()
 	defer c.f.mu.Unlock()
-	return &fakeConn{f: c.f, p: c.f.proc, release: make(chan struct{})}, nil
+	return &fakeConn{f: c.f, p: c.f.proc, loading: c.f.loading, closed: make(chan struct{})}, nil
 }
 
 // fakeConn is lost when its process ends.
 type fakeConn struct {
 	f       *fake
 	p       *fakeProcess
-	release chan struct{}
+	loading chan struct{}
+	once    sync.Once
+	closed  chan struct{}
 }
 
 func (c *fakeConn) Ready(context.Context) (supervisor.Ready, error) {
+	if c.loading != nil {
+		select {
+		case <-c.loading:
+		case <-c.p.ended:
+		}
+	}
 	select {
 	case <-c.p.ended:
 		return supervisor.Ready{}, c.Err()
@@ -135,7 +144,10 @@ func (c *fakeConn) Ready(context.Context) (supervisor.Ready, error) {
 // Execute: a call named "hold…" runs until the process ends.
 func (c *fakeConn) Execute(_ context.Context, call supervisor.Call, _ supervisor.Sink) (supervisor.Result, error) {
 	if strings.HasPrefix(call.ID, "hold") {
-		<-c.p.ended
+		select {
+		case <-c.p.ended:
+		case <-c.closed:
+		}
 		return supervisor.Result{}, c.Err()
 	}
 	return supervisor.Result{}, nil
@@ -165,7 +177,10 @@ func (c *fakeConn) Shutdown(context.Context) error {
 }
 func (c *fakeConn) Done() <-chan struct{} { return c.p.ended }
 func (c *fakeConn) Err() error            { return &supervisor.ConnLostError{Cause: io.EOF} }
-func (c *fakeConn) Close() error          { return nil }
+func (c *fakeConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return nil
+}
 
 // bubble runs test with a supervisor of fakes under a free clock.
 func bubble(t *testing.T, test func(t *testing.T, s *supervisor.Supervisor, f *fake, j *journal)) {
@@ -308,6 +323,121 @@ func TestLoop_UnkillableIsSaidAndTriedAgain(t *testing.T) {
 		time.Sleep(15 * time.Second)
 		if st := state(t, s); st.State != supervisor.Stopped {
 			t.Fatalf("%+v, %v", st, j.all())
+		}
+	})
+}
+
+// A call on a tree that survives SIGKILL was waited for as long as the tree
+// lived, and the daemon could not stop.
+func TestLoop_CallOnAnUnkillableWorkerEnds(t *testing.T) {
+	bubble(t, func(t *testing.T, s *supervisor.Supervisor, f *fake, _ *journal) {
+		if err := s.EnsureReady(t.Context(), "w"); err != nil {
+			t.Fatal(err)
+		}
+		f.set(func() { f.unkill = true })
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 2)
+		for i, c := range []context.Context{ctx, t.Context()} {
+			go func() {
+				_, err := s.Execute(c, "w", call(fmt.Sprint("hold", i), "x"), newSink())
+				ended <- err
+			}()
+		}
+		synctest.Wait()
+		cancel()
+		var cancelled *supervisor.CallError
+		var lost *supervisor.WorkerLostError
+		for range 2 {
+			if err := <-ended; !errors.As(err, &cancelled) && !errors.As(err, &lost) {
+				t.Errorf("got %v", err)
+			}
+		}
+		if cancelled == nil || lost == nil || !strings.Contains(lost.Error(), "blocked in the kernel") {
+			t.Errorf("got %v and %v", cancelled, lost)
+		}
+		f.set(func() { f.unkill = false })
+		time.Sleep(15 * time.Second)
+		if st := state(t, s); st.State != supervisor.Stopped {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// Those who waited for a start whose processes then could not be ended waited on.
+func TestLoop_WaitersHearThatAStartCannotBeEnded(t *testing.T) {
+	bubble(t, func(t *testing.T, s *supervisor.Supervisor, f *fake, _ *journal) {
+		f.set(func() { f.loading, f.unkill = make(chan struct{}), true })
+		ended := make(chan error, 1)
+		go func() { ended <- s.EnsureReady(t.Context(), "w") }()
+		synctest.Wait()
+		go func() { _ = s.Kill(t.Context(), "w", "test") }()
+		var se *supervisor.StartError
+		if err := <-ended; !errors.As(err, &se) || se.Step != "gave_up" {
+			t.Errorf("got %v", err)
+		}
+		f.set(func() { f.unkill = false })
+		time.Sleep(15 * time.Second)
+		if st := state(t, s); st.State != supervisor.Stopped {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// A configuration that came while the worker loaded was called "used by the
+// next start", and the worker went on with the old one.
+func TestLoop_ConfigureWaitsForAStart(t *testing.T) {
+	bubble(t, func(t *testing.T, s *supervisor.Supervisor, f *fake, _ *journal) {
+		loading := make(chan struct{})
+		f.set(func() { f.loading = loading })
+		go func() { _ = s.EnsureReady(t.Context(), "w") }()
+		synctest.Wait()
+		answer := make(chan supervisor.Applied, 1)
+		go func() {
+			applied, err := s.Configure(t.Context(), "w", json.RawMessage(`{}`), json.RawMessage(`{"a":1}`))
+			if err != nil {
+				t.Error(err)
+			}
+			answer <- applied
+		}()
+		synctest.Wait()
+		if len(answer) > 0 {
+			t.Fatalf("answered %q while the worker was loading", <-answer)
+		}
+		close(loading)
+		if got := <-answer; got != supervisor.AppliedInitialized {
+			t.Errorf("got %q", got)
+		}
+	})
+}
+
+func TestLoop_ForgetEndsOnlyWhatIsStopped(t *testing.T) {
+	bubble(t, func(t *testing.T, s *supervisor.Supervisor, _ *fake, _ *journal) {
+		if err := s.EnsureReady(t.Context(), "w"); err != nil {
+			t.Fatal(err)
+		}
+		log, _ := s.Logs("w")
+		s.Forget("w")
+		if st := state(t, s); st.State != supervisor.ReadyState {
+			t.Fatalf("a loaded worker was forgotten: %+v", st)
+		}
+		if err := s.Stop(t.Context(), "w", "test"); err != nil {
+			t.Fatal(err)
+		}
+		s.Forget("w")
+		if _, ok := s.Status("w"); ok {
+			t.Error("still known")
+		}
+		for after := uint64(0); ; {
+			lines, _, err := log.Next(t.Context(), after)
+			if errors.Is(err, io.EOF) {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			after = lines[len(lines)-1].Seq
+		}
+		if err := s.EnsureReady(t.Context(), "w"); err != nil { // made anew under the same name
+			t.Error(err)
 		}
 	})
 }

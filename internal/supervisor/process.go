@@ -43,6 +43,9 @@ type process struct {
 	exit Exit
 	tail []string
 
+	stuck     chan struct{} // closed when the tree turned out to survive SIGKILL
+	stuckOnce sync.Once
+
 	sampleMu sync.Mutex
 	usage    isolation.Usage // guarded by sampleMu
 	cpu      float64         // guarded by sampleMu; percent between the last two samples
@@ -82,7 +85,7 @@ func (w *worker) spawn(ctx context.Context, gen int) (*process, *StartError) {
 	}
 	p := &process{
 		gen: gen, spec: spec, tier: tier.Name(), sb: sb, log: w.log, logFrom: w.log.lastSeq(),
-		started: time.Now(), exited: make(chan struct{}), gone: make(chan struct{}),
+		started: time.Now(), exited: make(chan struct{}), gone: make(chan struct{}), stuck: make(chan struct{}),
 	}
 	p.hear()
 	if p.ch, err = transport.Prepare(ctx); err != nil {
@@ -256,6 +259,10 @@ func (p *process) kill(wait time.Duration, unkillable func(error)) error {
 	defer cancel()
 	err := p.sb.Kill(ctx)
 	if err != nil {
+		// What survives SIGKILL is blocked in the kernel and does no work any more:
+		// its calls are over, or a shutdown would wait for them for ever.
+		p.stuckOnce.Do(func() { close(p.stuck) })
+		p.conn.Close()
 		unkillable(err)
 	}
 	return err
@@ -316,12 +323,16 @@ func (p *process) classify(e ending, oomKilled func(int, time.Time) bool) Exit {
 	return x
 }
 
-// lost waits until it is known how the process ended and returns the error for
-// a call that it took with it.
+// lost waits until it is known how the process ended, or that it cannot be
+// ended, and returns the error for a call that it took with it.
 func (p *process) lost(ctx context.Context, instance string) error {
 	select {
 	case <-p.gone:
 		return &WorkerLostError{Instance: instance, Exit: p.exit, Stderr: p.tail}
+	case <-p.stuck:
+		return &WorkerLostError{Instance: instance, Exit: Exit{
+			Kind: ExitKilledByUs, Reason: "its processes are blocked in the kernel and have not ended yet", At: time.Now(),
+		}}
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -130,7 +130,8 @@ const (
 //	Stop(ctx, instance, cause) error                polite, then force; nil when stopped and empty
 //	Kill(ctx, instance, cause) error                at once
 //	Reset(instance)                                 clears backoff and failed (load, reload, config change)
-//	Configure(ctx, instance, old, new) (Applied, error)
+//	Configure(ctx, instance, old, new) (Applied, error)      waits for a start in progress
+//	Forget(instance)                                end of the bookkeeping of a deleted instance
 //	Request(ctx, instance, method, params) (json.RawMessage, error)   ErrNotLoaded, ErrNotSupported
 //	Status(instance) (Status, bool)   List() []Status   Changed() <-chan struct{}
 //	Logs(instance) (LogSource, bool)                tail and follow of stdout, stderr and log records

@@ -238,8 +238,36 @@ func (s *Supervisor) Reset(instance string) {
 	}
 }
 
-// Configure tells a loaded worker its new configuration.
+// Forget ends the bookkeeping of an instance that is no more: its loop and its
+// log, whose files stay. An instance whose worker is not stopped is kept.
+func (s *Supervisor) Forget(instance string) {
+	w := s.known(instance)
+	if w != nil && w.ask(context.Background(), w.retire) != nil {
+		return
+	}
+	s.mu.Lock()
+	if s.closed || s.workers[instance] != w {
+		s.mu.Unlock()
+		return
+	}
+	delete(s.workers, instance)
+	l := s.logs[instance]
+	delete(s.logs, instance)
+	s.mu.Unlock()
+	if l != nil {
+		l.close()
+	}
+}
+
+// Configure tells a loaded worker its new configuration. One that is being
+// started has taken the old one along: it is waited for. A start that fails
+// leaves nothing to be told.
 func (s *Supervisor) Configure(ctx context.Context, instance string, old, updated json.RawMessage) (Applied, error) {
+	if w := s.known(instance); w != nil {
+		if err := w.ask(ctx, w.startOver); err != nil && ctx.Err() != nil {
+			return "", fmt.Errorf("cannot configure worker %q while it starts: %w", instance, err)
+		}
+	}
 	params, err := json.Marshal(map[string]json.RawMessage{"old": old, "new": updated})
 	if err != nil {
 		return "", fmt.Errorf("cannot configure worker %q: %w", instance, err)

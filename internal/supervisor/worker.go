@@ -289,6 +289,25 @@ func (w *worker) ensureReady(done chan<- error) {
 	}
 }
 
+// startOver answers done when no start is in progress: nil, or why it failed.
+func (w *worker) startOver(done chan<- error) {
+	if w.ending == nil && (w.st == Starting || w.st == Initializing) {
+		w.waiters = append(w.waiters, done)
+		return
+	}
+	done <- nil
+}
+
+// retire ends the loop of a worker that has no process.
+func (w *worker) retire(done chan<- error) {
+	if !w.finished() {
+		done <- fmt.Errorf("cannot forget worker %q: it is %s", w.name, w.st)
+		return
+	}
+	w.closing = true
+	done <- nil
+}
+
 // refusal is the error of a worker that must not be started now.
 func (w *worker) refusal() error {
 	e := StartError{Instance: w.name, Step: "gave_up", Cause: fmt.Errorf("it failed %d times", len(w.failures))}

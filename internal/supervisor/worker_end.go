@@ -133,6 +133,8 @@ func (w *worker) unkillable(err error) {
 		done <- fmt.Errorf("cannot stop worker %q: %w", w.name, err)
 	}
 	w.stoppers = nil
+	w.waiters = append(w.waiters, w.failing...)
+	w.failing = nil
 	w.settle(w.lastErr)
 }
 
