@@ -74,7 +74,7 @@ func (b *Bench) start(ctx context.Context, dir string) (*Daemon, error) {
 	cmd := exec.Command(b.cjmd, "--state-dir="+dir, "--socket="+d.Socket, "--listen="+address,
 		"--plugins="+b.plugins, "--log-format=json")
 	cmd.Env = append(withoutDaemonSettings(os.Environ()), "PYTHONDONTWRITEBYTECODE=1")
-	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, out, out
+	cmd.Dir, cmd.Stdout, cmd.Stderr = b.plugins, out, out // a quiet directory: the working directory is searched for manifests
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	begin := time.Now()
 	if err := cmd.Start(); err != nil {

@@ -34,6 +34,7 @@ type Bench struct {
 	dir     string
 	cjmd    string
 	plugins string
+	sdk     string
 	daemons int
 }
 
@@ -47,7 +48,7 @@ func Open(ctx context.Context, o Options) (_ *Bench, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a private directory: %w", err)
 	}
-	b := &Bench{Quick: o.Quick, log: o.Log, dir: dir, cjmd: o.CJMD, plugins: filepath.Join(repo, "bench", "plugins")}
+	b := &Bench{Quick: o.Quick, log: o.Log, dir: dir, cjmd: o.CJMD, plugins: filepath.Join(repo, "bench", "plugins"), sdk: filepath.Join(repo, "sdk", "python")}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, b.Close())

@@ -1,14 +1,15 @@
 package rows
 
 import (
+	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
-	"strings"
+	"path/filepath"
 	"time"
+
+	"github.com/oklog/ulid/v2"
 
 	"github.com/cjmd/cjmd/bench/harness"
 )
@@ -44,9 +45,10 @@ func cancelRow(ctx context.Context, b *harness.Bench) (_ []harness.Result, err e
 	}, nil
 }
 
-// cancelOnce starts a job, cancels it and returns how long it took to be final.
+// cancelOnce starts a job, cancels it and returns how long it took until it was
+// final and, when forced, no process of it was left.
 func cancelOnce(ctx context.Context, d *harness.Daemon, forced bool) (time.Duration, error) {
-	children := 0
+	children, tag := 0, "cjmd-bench-"+ulid.Make().String()
 	if forced {
 		children = treeSize
 	}
@@ -57,16 +59,15 @@ func cancelOnce(ctx context.Context, d *harness.Daemon, forced bool) (time.Durat
 	grace := fmt.Sprintf("%dms", forcedGrace.Milliseconds())
 	if err := d.Call(ctx, "POST", "/v1/jobs", map[string]any{
 		"plugin": "stubborn", "stream": true, "max_attempts": 1, "cancel_grace": grace, "interrupt_grace": grace,
-		"kwargs": map[string]any{"deaf": forced, "children": children},
+		"kwargs": map[string]any{"deaf": forced, "children": children, "tag": tag},
 	}, &job); err != nil {
 		return 0, err
 	}
-	pids, err := firstChunk(ctx, d, job.ID)
-	if err != nil {
+	if err := firstChunk(ctx, d, job.ID); err != nil {
 		return 0, err
 	}
-	if len(pids) != children+1 {
-		return 0, fmt.Errorf("the plugin told of %d processes, not %d", len(pids), children+1)
+	if n, err := tagged(tag); err != nil || n != children {
+		return 0, fmt.Errorf("cannot see the %d children of the job: found %d (%v)", children, n, err)
 	}
 	begin := time.Now()
 	if err := d.Call(ctx, "POST", "/v1/jobs/"+job.ID+"/cancel", nil, nil); err != nil {
@@ -79,52 +80,51 @@ func cancelOnce(ctx context.Context, d *harness.Daemon, forced bool) (time.Durat
 	if job.Status != "cancelled" {
 		return 0, fmt.Errorf("the job is %s after its cancel", job.Status)
 	}
-	if forced {
-		for _, pid := range pids {
-			if alive(pid) {
-				return 0, fmt.Errorf("process %d outlived the forced cancel", pid)
-			}
-		}
+	if !forced {
+		return took, nil
 	}
-	return took, nil
+	n, err := tagged(tag)
+	if err == nil && n > 0 {
+		err = fmt.Errorf("%d processes outlived the forced cancel", n)
+	}
+	return took, err
 }
 
-// firstChunk waits until the job runs and returns the processes it told of.
-func firstChunk(ctx context.Context, d *harness.Daemon, job string) ([]int, error) {
+// firstChunk waits until the job runs and has started its children.
+func firstChunk(ctx context.Context, d *harness.Daemon, job string) error {
 	c, err := d.Dial(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = c.Close() }()
 	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 	events, err := c.Stream(harness.Request("GET", "/v1/jobs/"+job+"/stream", "", nil))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for {
-		kind, data, err := events.Next()
+		kind, _, err := events.Next()
 		if err != nil {
-			return nil, fmt.Errorf("the job never ran: %w", err)
+			return fmt.Errorf("the job never ran: %w", err)
 		}
-		if string(kind) != "chunk" {
-			continue
+		if string(kind) == "chunk" {
+			return nil
 		}
-		var chunk struct {
-			PIDs []int `json:"pids"`
-		}
-		if err := json.Unmarshal(data, &chunk); err != nil {
-			return nil, fmt.Errorf("cannot read a chunk: %w", err)
-		}
-		return chunk.PIDs, nil
 	}
 }
 
-// alive reports whether a process still runs; a zombie does not.
-func alive(pid int) bool {
-	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+// tagged counts the processes that have tag on their command line, in whatever
+// PID namespace they are. One that is exiting has none any more.
+func tagged(tag string) (int, error) {
+	dirs, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
-		return false
+		return 0, fmt.Errorf("cannot list processes: %w", err)
 	}
-	_, rest, _ := strings.Cut(string(text), ") ")
-	return !strings.HasPrefix(rest, "Z") && !strings.HasPrefix(rest, "X")
+	n := 0
+	for _, path := range dirs {
+		if text, err := os.ReadFile(path); err == nil && bytes.Contains(text, []byte(tag)) {
+			n++
+		}
+	}
+	return n, nil
 }

@@ -12,8 +12,9 @@ import (
 const executeBody = `{"args":["a.wav"],"kwargs":{"language":"en"}}`
 
 // rpc: from the request to the result of a plugin that does nothing, with a
-// durable commit of the job and of its end, beside the same class in a bare
-// Python loop.
+// durable commit of the job and of its end. Beside it the same Python loop (the
+// worker runtime) driven by a bare Go loop, and the plugin's class in the
+// shortest Python loop there is.
 func rpc(ctx context.Context, b *harness.Bench) (_ []harness.Result, err error) {
 	d, err := b.Daemon(ctx)
 	if err != nil {
@@ -25,6 +26,11 @@ func rpc(ctx context.Context, b *harness.Bench) (_ []harness.Result, err error) 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, raw.Close()) }()
+	worker, err := b.RawWorker(ctx, "noop", "bench_noop", "Noop", []byte(executeBody))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, worker.Close()) }()
 	for _, plugin := range []string{"noop", "noop16"} {
 		if err := d.Call(ctx, "POST", "/v1/plugins/"+plugin+"/load", nil, nil); err != nil {
 			return nil, err
@@ -45,16 +51,20 @@ func rpc(ctx context.Context, b *harness.Bench) (_ []harness.Result, err error) 
 		{"16 clients, POST /v1/jobs?wait=", 16, wait},
 	}
 	loads := make([][]harness.Load, len(cases))
-	var rawRates []float64
+	var shortest, bare []float64
 	slice := b.For(600*time.Millisecond, 3*time.Second)
 	repeats := b.Times(3, 5)
 	for i := range repeats + 1 { // the first is for warming up
-		r, err := rawCalls(raw, slice/2)
+		short, err := callRate(slice/4, func() error { return rawCall(raw) })
+		if err != nil {
+			return nil, err
+		}
+		loop, err := callRate(slice/2, worker.Execute)
 		if err != nil {
 			return nil, err
 		}
 		if i > 0 {
-			rawRates = append(rawRates, r)
+			shortest, bare = append(shortest, short), append(bare, loop)
 		}
 		for k, c := range cases {
 			l, err := harness.RunLoad(ctx, c.clients, slice, d.Dial, harness.Post(c.request, 200))
@@ -66,8 +76,8 @@ func rpc(ctx context.Context, b *harness.Bench) (_ []harness.Result, err error) 
 			}
 		}
 	}
-	limit := harness.Median(rawRates)
-	var out []harness.Result
+	limit := harness.Median(bare)
+	out := []harness.Result{harness.Of("rpc", "raw loop: calls", limit, "1/s").Against("shortest Python loop, calls/s", harness.Median(shortest))}
 	for k, c := range cases {
 		l := harness.MedianLoad(loads[k])
 		rate := harness.Of("rpc", c.name+": jobs", l.Rate, "1/s").Against("raw loop, calls/s", limit)
@@ -83,15 +93,21 @@ func rpc(ctx context.Context, b *harness.Bench) (_ []harness.Result, err error) 
 	return out, nil
 }
 
-// rawCalls is the rate of the bare loop, one call after the other.
-func rawCalls(raw *harness.Raw, d time.Duration) (float64, error) {
+// rawCall is one call of the shortest loop.
+func rawCall(raw *harness.Raw) error {
+	if err := raw.SendText([]byte(executeBody)); err != nil {
+		return err
+	}
+	_, err := raw.Receive()
+	return err
+}
+
+// callRate is how many calls there are in a second, one after the other.
+func callRate(d time.Duration, call func() error) (float64, error) {
 	n, begin := 0, time.Now()
 	for time.Since(begin) < d {
 		for range 32 {
-			if err := raw.SendText([]byte(executeBody)); err != nil {
-				return 0, err
-			}
-			if _, err := raw.Receive(); err != nil {
+			if err := call(); err != nil {
 				return 0, err
 			}
 			n++

@@ -1,5 +1,4 @@
 """Two ways to be cancelled: at once, and never."""
-import os
 import signal
 import subprocess
 import sys
@@ -33,17 +32,17 @@ class Stubborn:
     def execute(self, *args, **kwargs):
         return None
 
-    def execute_stream(self, deaf=False, children=0):
-        """Yields its own process id and those of its children, then waits."""
+    def execute_stream(self, deaf=False, children=0, tag=""):
+        """Starts the children, which carry ``tag`` on their command line, yields how
+        many there are, then waits."""
         self._stop.clear()
         if deaf:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        pids = [os.getpid()]
         for n in range(children):
-            child = subprocess.Popen([sys.executable, "-S", "-E", "-c", CHILD, str(n)], stdout=subprocess.PIPE)
+            command = [sys.executable, "-S", "-E", "-c", CHILD, str(n), tag]
+            child = subprocess.Popen(command, stdout=subprocess.PIPE)
             child.stdout.read(1)
-            pids.append(child.pid)
-        yield {"pids": pids}
+        yield {"children": children}
         while not deaf:
             if self._stop.wait(60):
                 return
