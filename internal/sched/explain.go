@@ -87,8 +87,14 @@ func (s *Scheduler) Explain(ctx context.Context, id jobs.ID) (Explanation, error
 
 // Preview says what the policy would do now, and does nothing. With an instance
 // named the answer is about that one alone; where none of its jobs waits, about
-// loading it. ErrStopping when there is no loop.
+// loading it. ErrStopping when there is no loop, the catalogue's error for an
+// instance that it does not know.
 func (s *Scheduler) Preview(ctx context.Context, instance string) (Plan, error) {
+	if instance != "" {
+		if _, _, err := s.o.Catalog.Instance(instance); err != nil {
+			return Plan{}, err
+		}
+	}
 	var plan Plan
 	ok := s.ask(ctx, func(l *loop) {
 		v := l.view(l.s.o.Now())

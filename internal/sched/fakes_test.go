@@ -271,7 +271,10 @@ type fakeWorkers struct {
 	most      map[string]int
 	order     []string // ids of calls as they began
 	reset     []string
+	forgotten []string
 	configure error
+	applied   supervisor.Applied // what Configure answers; "": reconfigured
+	told      func()             // what Configure does besides; nil: nothing
 	configs   []string
 	requests  []string
 }
@@ -353,6 +356,12 @@ func (w *fakeWorkers) Reset(instance string) {
 	w.reset = append(w.reset, instance)
 }
 
+func (w *fakeWorkers) Forget(instance string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.forgotten = append(w.forgotten, instance)
+}
+
 func (w *fakeWorkers) Configure(_ context.Context, _ string, _, updated json.RawMessage) (supervisor.Applied, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -360,6 +369,12 @@ func (w *fakeWorkers) Configure(_ context.Context, _ string, _, updated json.Raw
 		return "", w.configure
 	}
 	w.configs = append(w.configs, string(updated))
+	if w.told != nil {
+		w.told()
+	}
+	if w.applied != "" {
+		return w.applied, nil
+	}
 	return supervisor.AppliedReconfigured, nil
 }
 
@@ -446,6 +461,16 @@ func (c *fakeCatalog) declare(name string, change ...func(*plugins.Instance, *pl
 	}
 	c.mu.Lock()
 	c.insts[name], c.mans[name] = in, m
+	c.mu.Unlock()
+	select {
+	case c.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (c *fakeCatalog) remove(name string) {
+	c.mu.Lock()
+	delete(c.insts, name)
 	c.mu.Unlock()
 	select {
 	case c.changed <- struct{}{}:

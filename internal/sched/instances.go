@@ -19,6 +19,7 @@ type inst struct {
 	problem     string
 	enabled     bool
 	pinned      bool
+	manifest    string // hash of what the plugin is
 	demand      resource.Demand
 	concurrency int
 	timeouts    plugins.Timeouts
@@ -78,6 +79,11 @@ func (l *loop) describe(in *inst) {
 	}
 	in.known, in.problem = true, ""
 	in.enabled, in.pinned = i.Enabled, i.Pinned
+	if in.manifest != "" && in.manifest != m.Hash { // what failed may be mended: it is tried again
+		in.startSucceeded()
+		l.s.o.Workers.Reset(in.name)
+	}
+	in.manifest = m.Hash
 	in.demand, in.timeouts = m.Demand, m.Timeouts
 	in.concurrency = max(i.Concurrency, 0)
 	if in.concurrency == 0 {
@@ -92,6 +98,7 @@ func (l *loop) refresh(now time.Time) {
 		for _, in := range l.insts {
 			l.describe(in)
 		}
+		l.forgetDeleted()
 	}
 	if l.workersChanged && time.Since(l.workersSeen) >= workersEvery {
 		l.workersChanged = false
@@ -105,6 +112,19 @@ func (l *loop) refresh(now time.Time) {
 		l.foldSnapshot(now)
 	}
 	l.rebalance()
+}
+
+// forgetDeleted drops what the catalogue does not know any more and nobody
+// uses. A worker that is still loaded, or jobs that wait, bring it back.
+func (l *loop) forgetDeleted() {
+	for name, in := range l.insts {
+		if in.known || in.live || in.held || in.loading || in.running > 0 || in.stop != nil || len(in.loads)+len(in.victims) > 0 {
+			continue
+		}
+		delete(l.insts, name)
+		l.s.configuring.Delete(name)
+		l.wg.Go(func() { l.s.o.Workers.Forget(name) })
+	}
 }
 
 // rebalance brings the free figures up to date with the ledger.

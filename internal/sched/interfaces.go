@@ -44,6 +44,7 @@ type Workers interface {
 	Execute(ctx context.Context, instance string, call supervisor.Call, sink supervisor.Sink) (supervisor.Result, error)
 	Stop(ctx context.Context, instance, cause string) error
 	Reset(instance string)
+	Forget(instance string) // ends the bookkeeping of a deleted instance
 	Configure(ctx context.Context, instance string, old, updated json.RawMessage) (supervisor.Applied, error)
 	Request(ctx context.Context, instance, method string, params json.RawMessage) (json.RawMessage, error)
 	Status(instance string) (supervisor.Status, bool)

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/cjmd/cjmd/internal/plugins"
 	"github.com/cjmd/cjmd/internal/supervisor"
@@ -146,6 +148,9 @@ func each(names []string, f func(string) error) map[string]error {
 // The worker takes it first: one that refuses leaves the old configuration in
 // force, in the worker and in the catalogue.
 func (s *Scheduler) Configure(ctx context.Context, instance string, config json.RawMessage) (plugins.Instance, []plugins.Issue, supervisor.Applied, error) {
+	if _, _, err := s.o.Catalog.Instance(instance); err != nil {
+		return plugins.Instance{}, nil, "", err
+	}
 	unlock, err := s.lockConfig(ctx, instance)
 	if err != nil {
 		return plugins.Instance{}, nil, "", err
@@ -163,6 +168,7 @@ func (s *Scheduler) Configure(ctx context.Context, instance string, config json.
 	if err != nil {
 		return old, issues, "", err
 	}
+	before, _ := s.o.Workers.Status(instance)
 	applied, err := s.o.Workers.Configure(ctx, instance, old.Config, merged)
 	if err != nil {
 		return old, issues, "", fmt.Errorf("cannot configure %q: %w", instance, err)
@@ -173,6 +179,13 @@ func (s *Scheduler) Configure(ctx context.Context, instance string, config json.
 			err = errors.Join(err, fmt.Errorf("and cannot give the worker its old configuration back: %w", back))
 		}
 		return old, issues, "", err
+	}
+	// A start that began meanwhile may have taken the old configuration along.
+	if now, _ := s.o.Workers.Status(instance); applied == supervisor.AppliedAtStart && now.Generation != before.Generation {
+		if applied, err = s.o.Workers.Configure(ctx, instance, old.Config, merged); err != nil {
+			_, _, back := s.o.Catalog.SetConfig(context.WithoutCancel(ctx), instance, old.Config)
+			return old, issues, "", errors.Join(fmt.Errorf("cannot configure %q: %w", instance, err), back)
+		}
 	}
 	s.o.Workers.Reset(instance)
 	s.mail.call(func(l *loop) {
@@ -206,6 +219,10 @@ func (s *Scheduler) Disable(ctx context.Context, instance string) error {
 	return s.setEnabled(ctx, instance, false, "disable")
 }
 
+// hookPatience is how long the caller of Enable or Disable waits for the
+// plugin's hook. A worker that is busy runs it after its call.
+const hookPatience = 2 * time.Second
+
 // setEnabled stores the flag and tells a loaded worker by its hook of that name.
 func (s *Scheduler) setEnabled(ctx context.Context, instance string, enabled bool, hook string) error {
 	if _, err := s.o.Catalog.SetEnabled(ctx, instance, enabled); err != nil {
@@ -216,8 +233,17 @@ func (s *Scheduler) setEnabled(ctx context.Context, instance string, enabled boo
 			l.describe(l.inst(instance))
 		}
 	})
+	if st, ok := s.o.Workers.Status(instance); !ok || st.Ready == nil || !slices.Contains(st.Ready.Capabilities, hook) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, hookPatience)
+	defer cancel()
 	_, err := s.o.Workers.Request(ctx, instance, hook, nil)
-	if err != nil && !errors.Is(err, supervisor.ErrNotLoaded) && !errors.Is(err, supervisor.ErrNotSupported) {
+	switch {
+	case err == nil, errors.Is(err, supervisor.ErrNotLoaded), errors.Is(err, supervisor.ErrNotSupported):
+	case ctx.Err() != nil:
+		s.log.Info("a plugin's hook waits for the end of a call", zap.String("instance", instance), zap.String("hook", hook))
+	default:
 		s.log.Warn("a plugin's hook failed", zap.String("instance", instance), zap.String("hook", hook), zap.Error(err))
 	}
 	return nil

@@ -237,6 +237,7 @@ func TestDisable_LetsRunningJobsFinishAndTellsTheWorker(t *testing.T) {
 		b.catalog.declare("a")
 		b.queue.add("1", "a")
 		b.want("1", jobs.Running)
+		b.workers.set("a", supervisor.ReadyState, func(s *supervisor.Status) { s.Ready = &supervisor.Ready{Capabilities: []string{"disable"}} })
 		if err := b.Disable(b.t.Context(), "a"); err != nil {
 			t.Fatal(err)
 		}
@@ -246,6 +247,21 @@ func TestDisable_LetsRunningJobsFinishAndTellsTheWorker(t *testing.T) {
 		b.want("2", jobs.Pending)
 		b.wantBlock("a", "disabled")
 		if !slices.Contains(b.workers.requests, "a.disable") {
+			t.Errorf("requests %v", b.workers.requests)
+		}
+	})
+}
+
+// Seen: disabling a plugin without the hook waited for the end of its running
+// job, because a busy worker answers when its call is over.
+func TestDisable_AsksNothingOfAWorkerWithoutTheHook(t *testing.T) {
+	bubble(t, func(b *box) {
+		b.catalog.declare("a")
+		b.workers.set("a", supervisor.ReadyState, func(s *supervisor.Status) { s.Ready = &supervisor.Ready{Capabilities: []string{"stream"}} })
+		if err := b.Disable(b.t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		if len(b.workers.requests) != 0 {
 			t.Errorf("requests %v", b.workers.requests)
 		}
 	})

@@ -16,6 +16,8 @@ type loop struct {
 	work context.Context
 	wg   sync.WaitGroup // runners, loads and stops
 
+	loading   context.Context // of loads that no job waits for: ends with admission
+	stopLoads context.CancelFunc
 	admitting bool
 	insts     map[string]*inst
 	runs      map[jobs.ID]*run
@@ -59,8 +61,9 @@ const workersEvery = 5 * time.Millisecond
 const quietAfter = time.Second
 
 func newLoop(s *Scheduler, work context.Context) *loop {
+	loading, stopLoads := context.WithCancel(work)
 	return &loop{
-		s: s, work: work, admitting: true,
+		s: s, work: work, loading: loading, stopLoads: stopLoads, admitting: true,
 		insts: make(map[string]*inst), runs: make(map[jobs.ID]*run),
 		ledger: ledger{margin: s.o.RAMMargin, changed: true},
 		blocks: make(map[string]*jobs.Block), codes: make(map[string]int),
@@ -106,6 +109,7 @@ func (l *loop) run(admit context.Context) error {
 // loop is refused.
 func (l *loop) stopAdmitting() {
 	l.admitting = false
+	l.stopLoads() // nobody waits for them any more
 	for _, in := range l.insts {
 		in.answerLoads(ErrStopping)
 		if in.stop != nil && !in.stop.begun {

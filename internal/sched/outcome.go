@@ -62,6 +62,9 @@ func (r *run) stopped(cause error, partial []byte, contentType string) ending {
 	case errors.Is(cause, errRunTimeout):
 		out.Status = jobs.Failed
 		out.Error = &jobs.Error{Category: jobs.Timeout, Message: "the job ran longer than its run timeout allows"}
+	case !r.reached: // nothing began that an attempt could be counted for
+		out = jobs.Outcome{Status: jobs.Pending, Unspent: true, Error: &jobs.Error{
+			Category: jobs.Interrupted, Retriable: true, Message: "interrupted: the daemon stopped before the job began"}}
 	default:
 		return ending{interrupted: true}
 	}

@@ -72,7 +72,7 @@ func (l *loop) startLoad(in *inst) {
 	}
 	in.loading = true
 	l.wg.Go(func() {
-		err := l.s.o.Workers.EnsureReady(l.work, in.name)
+		err := l.s.o.Workers.EnsureReady(l.loading, in.name)
 		l.s.mail.call(func(l *loop) { l.loadEnded(in, err) })
 	})
 }
