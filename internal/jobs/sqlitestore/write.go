@@ -201,7 +201,7 @@ func (s *Store) prepareChange(ch jobs.Change) (*op, error) {
 		file := len(r.Body) > s.opts.InlineResult
 		if file {
 			if err := s.writeResultFile(ch.ID, r.Body); err != nil {
-				return nil, fmt.Errorf("%w: %w", jobs.ErrStoreUnavailable, err)
+				return nil, unavailable(err)
 			}
 		} else {
 			inline = r.Body

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/mattn/go-sqlite3"
@@ -214,7 +215,7 @@ func (w *writer) closeConn() error {
 func (w *writer) process(batch []*op) {
 	evs, err := w.commit(batch)
 	if err != nil {
-		err = fmt.Errorf("%w: %w", jobs.ErrStoreUnavailable, err)
+		err = unavailable(err)
 	}
 	w.noteHealth(err, batch)
 	for _, o := range batch {
@@ -234,6 +235,20 @@ func (w *writer) process(batch []*op) {
 	for _, o := range batch {
 		o.ticket.Resolve(o.out)
 	}
+}
+
+// unavailable wraps what kept a write from the disk. Where the disk has no room,
+// syscall.ENOSPC can be found in it: SQLite's errors do not unwrap to the
+// system's, and its callers tell a full disk from a broken one.
+func unavailable(err error) error {
+	var sq sqlite3.Error
+	if errors.As(err, &sq) && !errors.Is(err, syscall.ENOSPC) {
+		switch {
+		case sq.Code == sqlite3.ErrFull, sq.SystemErrno == syscall.ENOSPC, sq.SystemErrno == syscall.EDQUOT, sq.SystemErrno == syscall.EFBIG:
+			return fmt.Errorf("%w: %w: %w", jobs.ErrStoreUnavailable, syscall.ENOSPC, err)
+		}
+	}
+	return fmt.Errorf("%w: %w", jobs.ErrStoreUnavailable, err)
 }
 
 // noteHealth records and logs when the store stops and starts to be writable.
