@@ -120,3 +120,12 @@ func ptr[T any](v T) *T { return &v }
 func contextWithCancel(s *daemontest.Session) (context.Context, context.CancelFunc) {
 	return context.WithCancel(s.Ctx())
 }
+
+func contains(text string, parts ...string) bool {
+	for _, p := range parts {
+		if !strings.Contains(text, p) {
+			return false
+		}
+	}
+	return true
+}

@@ -70,6 +70,9 @@ class Lab:
             raise ValueError("cannot reconfigure: the colour is broken")
         self.config = dict(new)
 
+    def on_disable(self):
+        note("disable")
+
     def get_config_options(self):
         return {"colour": ["red", "green", "blue"]}
 
