@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync/atomic"
 
 	"github.com/cjmd/cjmd/internal/api"
+	"github.com/cjmd/cjmd/internal/jobs"
 	"github.com/cjmd/cjmd/internal/monitors"
 )
 
@@ -35,4 +37,26 @@ func (m machine) Register(ctx context.Context, name string) error {
 		return &api.UnknownError{What: "monitor", Name: unknown.Name, Known: unknown.Known}
 	}
 	return err
+}
+
+// intake is the queue as the API sees it: no new jobs once the daemon stops.
+type intake struct {
+	api.Jobs
+	closed *atomic.Bool
+}
+
+// Submit adds jobs. jobs.ErrDraining while the daemon stops.
+func (i intake) Submit(ctx context.Context, subs []jobs.Submission) ([]jobs.Submitted, error) {
+	if i.closed.Load() {
+		return nil, jobs.ErrDraining
+	}
+	return i.Jobs.Submit(ctx, subs)
+}
+
+// Retry adds a job that repeats another.
+func (i intake) Retry(ctx context.Context, id jobs.ID, submitter string) (jobs.Job, error) {
+	if i.closed.Load() {
+		return jobs.Job{}, jobs.ErrDraining
+	}
+	return i.Jobs.Retry(ctx, id, submitter)
 }

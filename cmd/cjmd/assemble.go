@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -46,6 +47,7 @@ type daemonParts struct {
 	loadConfig func() (*config.Config, error)
 	startedAt  time.Time
 	ready      readiness
+	closed     atomic.Bool // no new jobs
 
 	store      *sqlitestore.Store
 	hub        *events.Hub
@@ -80,7 +82,11 @@ func monitorList() []monitors.Constructor {
 }
 
 func policies(cfg *config.Config) []sched.Policy {
-	return []sched.Policy{policy.Permissive(), policy.Safety(), policy.Queue(cfg.Scheduler.QueueWait)}
+	wait := cfg.Scheduler.QueueWait
+	if wait == 0 { // for ever, says the configuration
+		wait = math.MaxInt64
+	}
+	return []sched.Policy{policy.Permissive(), policy.Safety(), policy.Queue(wait)}
 }
 
 // assemble builds everything in the order in which things depend on each
@@ -148,16 +154,18 @@ func (d *daemonParts) openJobs(ctx context.Context) (err error) {
 	d.hub = events.NewHub(events.Options{Source: d.store})
 	d.onClose(func() error { d.hub.Close(); return nil })
 	d.queue, err = jobs.NewQueue(jobs.Options{
-		Store:       d.store,
-		Hub:         d.hub,
-		Log:         d.log.Named("jobs"),
-		LogDir:      filepath.Join(d.cfg.StateDir, "joblogs"),
-		JobDir:      d.jobRoot(),
-		MaxPending:  d.cfg.Jobs.MaxPending,
-		MaxAttempts: d.cfg.Jobs.MaxAttempts,
-		KeepJobs:    d.cfg.Jobs.Retention.Count,
-		KeepAge:     d.cfg.Jobs.Retention.Age,
-		JobLog:      joblog.Limits{TotalBytes: int64(d.cfg.JobLog.MaxMB) << 20},
+		Store:        d.store,
+		Hub:          d.hub,
+		Log:          d.log.Named("jobs"),
+		LogDir:       filepath.Join(d.cfg.StateDir, "joblogs"),
+		JobDir:       d.jobRoot(),
+		MaxPending:   d.cfg.Jobs.MaxPending,
+		MaxAttempts:  d.cfg.Jobs.MaxAttempts,
+		QueueTimeout: d.cfg.Jobs.QueueTimeout,
+		RunTimeout:   d.cfg.Jobs.RunTimeout,
+		KeepJobs:     d.cfg.Jobs.Retention.Count,
+		KeepAge:      d.cfg.Jobs.Retention.Age,
+		JobLog:       joblog.Limits{TotalBytes: int64(d.cfg.JobLog.MaxMB) << 20},
 	})
 	if err != nil {
 		return err
@@ -195,6 +203,10 @@ func (d *daemonParts) openPlugins(ctx context.Context) (err error) {
 	return err
 }
 
+// reclaimTimeout bounds the end of what an earlier daemon left: processes that
+// do not die hold memory that this one would give away a second time.
+const reclaimTimeout = 30 * time.Second
+
 // openWorkers clears away what an earlier daemon left running, then prepares
 // the supervisor.
 func (d *daemonParts) openWorkers(ctx context.Context, reg prometheus.Registerer) (err error) {
@@ -202,6 +214,8 @@ func (d *daemonParts) openWorkers(ctx context.Context, reg prometheus.Registerer
 		return err
 	}
 	d.onClose(d.host.Close)
+	ctx, cancel := context.WithTimeout(ctx, reclaimTimeout)
+	defer cancel()
 	killed, err := d.host.Reclaim(ctx)
 	if err != nil {
 		return fmt.Errorf("cannot end what an earlier daemon left running: %w", err)
@@ -275,7 +289,7 @@ func (d *daemonParts) openAPI(gatherer prometheus.Gatherer) error {
 	d.endStreams = endStreams
 	d.onClose(func() error { endStreams(); return nil })
 	handler, err := api.NewHandler(api.Options{
-		Jobs:      api.NewJobs(d.queue),
+		Jobs:      intake{api.NewJobs(d.queue), &d.closed},
 		Lifecycle: d.scheduler,
 		Plugins:   d.catalog,
 		Workers:   d.supervisor,
@@ -319,8 +333,11 @@ func (d *daemonParts) httpServer(h http.Handler) *http.Server {
 	}
 }
 
+// limits follow a reload: the API asks for them with each request.
 func (d *daemonParts) limits() api.Limits {
 	l, cfg := api.DefaultLimits(), d.current.Load()
+	l.Job = int64(cfg.Jobs.MaxBodyMB) << 20
+	l.Body = int64(cfg.Limits.BodyMB) << 20
 	l.Job = int64(cfg.Jobs.MaxBodyMB) << 20
 	l.Body = int64(cfg.Limits.BodyMB) << 20
 	l.Depth = cfg.Limits.JSONDepth

@@ -9,13 +9,15 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"sync"
+	"syscall"
 
 	"github.com/coreos/go-systemd/v22/activation"
 
 	"github.com/cjmd/cjmd/internal/config"
 )
 
-// listeners of the API. socket is nil when there is none; likewise tcp.
+// listeners of the API; at least one.
 type listeners struct {
 	unix []net.Listener
 	tcp  []net.Listener
@@ -40,6 +42,9 @@ func listen(cfg *config.Config) (l listeners, err error) {
 		return l, fmt.Errorf("cannot use the sockets of systemd: %w", err)
 	}
 	for _, x := range inherited {
+		if x == nil { // what systemd handed over there is no socket
+			return l, errors.New("cannot use the sockets of systemd: one of them is no stream socket")
+		}
 		if x.Addr().Network() == "unix" {
 			l.unix = append(l.unix, x)
 			continue
@@ -59,6 +64,9 @@ func listen(cfg *config.Config) (l listeners, err error) {
 			return l, fmt.Errorf("cannot listen on server.listen %s: %w", cfg.Server.Listen, err)
 		}
 		l.tcp = append(l.tcp, x)
+	}
+	if len(l.unix)+len(l.tcp) == 0 {
+		return l, errors.New("cannot serve: server.socket and server.listen are both none")
 	}
 	if cfg.Server.TLSCert != "" {
 		cert, err := tls.LoadX509KeyPair(cfg.Server.TLSCert, cfg.Server.TLSKey)
@@ -82,6 +90,9 @@ func listenUnix(path, mode, group string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("cannot make the socket's directory: %w", err)
 	}
+	if st, err := os.Lstat(path); err == nil && st.Mode().Type() != os.ModeSocket {
+		return nil, fmt.Errorf("cannot listen on %s: there is a file of that name that is no socket", path)
+	}
 	if conn, err := net.Dial("unix", path); err == nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("cannot listen on %s: another program answers there; set server.socket", path)
@@ -93,13 +104,16 @@ func listenUnix(path, mode, group string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot use server.socket_mode %q: %w", mode, err)
 	}
-	// Bound under a private name and moved into place once mode and group are
-	// right: nobody can connect in between.
+	// Bound for us alone and moved into place once mode and group are right:
+	// nobody can connect in between. The mask is the whole process', but nothing
+	// that others should read is made while the daemon starts.
 	tmp := path + ".new"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("cannot replace the old socket: %w", err)
 	}
+	mask := syscall.Umask(0o077)
 	x, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
+	syscall.Umask(mask)
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on %s: %w", path, err)
 	}
@@ -127,16 +141,25 @@ func listenUnix(path, mode, group string) (net.Listener, error) {
 	return &unixListener{UnixListener: x, path: path}, nil
 }
 
-// unixListener knows the path it was moved to, and removes it when closed.
+// unixListener knows the path it was moved to, and removes it when closed; once:
+// by the second time another daemon may have put its own there.
 type unixListener struct {
 	*net.UnixListener
 	path string
+	once sync.Once
+	err  error
 }
 
 func (l *unixListener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
 
 func (l *unixListener) Close() error {
-	return errors.Join(l.UnixListener.Close(), os.Remove(l.path))
+	l.once.Do(func() {
+		if err := os.Remove(l.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			l.err = err
+		}
+		l.err = errors.Join(l.err, l.UnixListener.Close())
+	})
+	return l.err
 }
 
 func groupID(name string) (int, error) {

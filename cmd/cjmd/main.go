@@ -9,13 +9,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
-	"github.com/cjmd/cjmd/internal/isolation/guardian"
-	"github.com/cjmd/cjmd/internal/isolation/shim"
+	"github.com/cjmd/cjmd/internal/isolation/reexec"
 )
 
 // Set by the linker (Makefile).
@@ -31,23 +28,16 @@ type exitError struct{ code int }
 func (e exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
 
 func main() {
-	// The two re-exec verbs run once per worker: they go past the command
-	// line parser, which would cost a tenth of a worker's start.
-	if len(os.Args) > 1 {
-		switch os.Args[1] {
-		case "worker-shim":
-			os.Exit(shim.Main(os.Args[2:]))
-		case "worker-guardian":
-			os.Exit(guardian.Main(os.Args[2:]))
-		}
+	// The re-exec verbs run once per worker: they go past the command line
+	// parser, which would cost a tenth of a worker's start.
+	if code, ok := reexec.Dispatch(os.Args[1:]); ok {
+		os.Exit(code)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
-	stop()
-	os.Exit(code)
+	os.Exit(run(context.Background(), os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
 }
 
-// run is the whole program but for the process: it returns the exit code.
+// run is the whole program but for the process: it returns the exit code. The
+// daemon also ends, as by a first signal, when ctx does.
 func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int {
 	root := &cobra.Command{
 		Use:           "cjmd",

@@ -45,14 +45,71 @@ func serveCommand(env []string) *cobra.Command {
 		signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 		defer signal.Stop(signals)
 
-		d, err := assemble(cmd.Context(), cfg, env, log)
+		starting := begin(cmd.Context(), signals)
+		d, err := assemble(starting.ctx, cfg, env, log)
+		if sig := starting.end(); sig != nil {
+			log.Info("stopped while starting", zap.String("signal", sig.String()))
+			if err == nil {
+				err = d.close()
+			} else if errors.Is(err, context.Canceled) {
+				err = nil
+			}
+			return err
+		}
 		if err != nil {
 			return err
 		}
 		d.level, d.loadConfig = level, load
-		return d.run(signals)
+		return d.run(cmd.Context(), signals)
 	}
 	return c
+}
+
+// starting listens to signals while the daemon is assembled.
+type starting struct {
+	ctx     context.Context // ends when the start is to be given up
+	signals chan os.Signal
+	over    chan struct{}
+	done    chan struct{}
+	stop    os.Signal // read after done
+	reload  bool      // likewise
+}
+
+func begin(parent context.Context, signals chan os.Signal) *starting {
+	ctx, cancel := context.WithCancel(parent)
+	s := &starting{ctx: ctx, signals: signals, over: make(chan struct{}), done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		defer cancel()
+		for {
+			select {
+			case sig := <-signals:
+				if isReload(sig) {
+					s.reload = true
+					continue
+				}
+				s.stop = sig
+				return
+			case <-s.over:
+				return
+			}
+		}
+	}()
+	return s
+}
+
+// end returns the signal that stopped the start, nil when none did. A SIGHUP
+// that came meanwhile is not lost.
+func (s *starting) end() os.Signal {
+	close(s.over)
+	<-s.done
+	if s.reload {
+		select {
+		case s.signals <- syscall.SIGHUP:
+		default: // others are waiting already
+		}
+	}
+	return s.stop
 }
 
 func isReload(s os.Signal) bool { return s == syscall.SIGHUP }
@@ -154,6 +211,9 @@ func (d *daemonParts) notReady(ctx context.Context) []string {
 	why := d.stuck(ctx)
 	if r := d.ready.get(); r != "" {
 		why = append(why, r)
+	}
+	if err := d.store.Writable(); err != nil {
+		why = append(why, err.Error())
 	}
 	for _, m := range d.gate.State() {
 		if m.State != monitors.StateFresh {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -36,11 +37,23 @@ func start(name string, failed chan<- *actor, f func() error) *actor {
 	return a
 }
 
-// run serves until a signal comes or a part fails, and takes everything down
-// in the order of docs/ARCHITECTURE.md. A second signal ends the wait for
-// running jobs.
-func (d *daemonParts) run(signals <-chan os.Signal) error {
-	failed := make(chan *actor, 8) // one slot for each actor: none ever blocks
+// outcome waits for actors and returns what they ended with.
+func outcome(actors ...*actor) error {
+	var errs []error
+	for _, a := range actors {
+		<-a.done
+		if a.err != nil && !errors.Is(a.err, context.Canceled) {
+			errs = append(errs, fmt.Errorf("%s: %w", a.name, a.err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// run serves until a signal comes, stop ends or a part fails, and takes
+// everything down in the order of docs/ARCHITECTURE.md. A second signal ends the
+// wait for running jobs.
+func (d *daemonParts) run(stop context.Context, signals <-chan os.Signal) error {
+	failed := make(chan *actor, 6+len(d.listeners.unix)+len(d.listeners.tcp)) // one slot for each actor: none ever blocks
 	admit, stopAdmit := context.WithCancel(context.Background())
 	work, stopWork := context.WithCancelCause(context.Background())
 	workers, stopWorkers := context.WithCancel(context.Background())
@@ -55,12 +68,33 @@ func (d *daemonParts) run(signals <-chan os.Signal) error {
 	keeper := start("retention", failed, func() error { return d.queue.Run(facts) })
 	sup := start("supervisor", failed, func() error { return d.supervisor.Run(workers) })
 	loop := start("scheduler", failed, func() error { return d.scheduler.Run(admit, work) })
-	web := start("http", failed, d.serveHTTP)
+	web := d.serveHTTP(failed)
 	background := start("autoload and watchdog", failed, func() error { return d.background(facts) })
 
 	d.announce()
-	var cause error
-	for serving := true; serving; {
+	cause := d.serve(stop, signals, failed)
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+	d.ready.set("the daemon is stopping")
+	d.closed.Store(true) // no new jobs
+	d.store.Emit(events.Draft{Kind: events.DaemonStopping})
+	stopAdmit()
+	d.drain(loop, signals)
+	stopWork(errShutdown)
+	err := outcome(loop)
+	stopWorkers()
+	err = errors.Join(err, outcome(sup))
+	stopFacts()
+	err = errors.Join(err, outcome(gate, catalog, keeper, background))
+	d.endStreams()
+	d.hub.Close()
+	err = errors.Join(err, d.queue.Close()) // ends readers of job logs
+	d.shutdownHTTP()
+	return errors.Join(cause, err, outcome(web...), d.close())
+}
+
+// serve returns when it is time to stop: nil when somebody said so.
+func (d *daemonParts) serve(stop context.Context, signals <-chan os.Signal, failed <-chan *actor) error {
+	for {
 		select {
 		case sig := <-signals:
 			if isReload(sig) {
@@ -68,33 +102,15 @@ func (d *daemonParts) run(signals <-chan os.Signal) error {
 				continue
 			}
 			d.log.Info("stopping", zap.String("signal", sig.String()))
-			serving = false
+			return nil
+		case <-stop.Done():
+			d.log.Info("stopping")
+			return nil
 		case a := <-failed:
-			cause = a.err
 			d.log.Error("a part ended unexpectedly", zap.String("part", a.name), zap.Error(a.err))
-			serving = false
+			return fmt.Errorf("cannot go on: %s ended unexpectedly", a.name)
 		}
 	}
-	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
-	d.ready.set("the daemon is stopping") // not ready, and no new jobs
-	d.store.Emit(events.Draft{Kind: events.DaemonStopping})
-	stopAdmit()
-	d.drain(loop, signals)
-	stopWork(errShutdown)
-	<-loop.done
-	stopWorkers()
-	<-sup.done
-	stopFacts()
-	<-gate.done
-	<-catalog.done
-	<-keeper.done
-	<-background.done
-	d.endStreams()
-	d.hub.Close()
-	d.queue.Close() // ends readers of job logs
-	d.shutdownHTTP()
-	<-web.done
-	return errors.Join(cause, d.close())
 }
 
 // drain waits for running jobs, for the drain time at most; another signal
@@ -119,26 +135,23 @@ func (d *daemonParts) drain(loop *actor, signals <-chan os.Signal) {
 	}
 }
 
-// serveHTTP serves every listener and returns when all have ended.
-func (d *daemonParts) serveHTTP() error {
-	type served struct{ err error }
-	n := 0
-	ended := make(chan served)
+// serveHTTP serves every listener, each as a part of its own: the daemon does
+// not go on with some of its addresses dead.
+func (d *daemonParts) serveHTTP(failed chan<- *actor) []*actor {
+	var web []*actor
 	serve := func(s *http.Server, ls []net.Listener) {
 		for _, l := range ls {
-			n++
-			go func() { ended <- served{s.Serve(l)} }()
+			web = append(web, start("http on "+l.Addr().String(), failed, func() error {
+				if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+					return err
+				}
+				return nil
+			}))
 		}
 	}
 	serve(d.unixServer, d.listeners.unix)
 	serve(d.tcpServer, d.listeners.tcp)
-	var errs []error
-	for range n {
-		if s := <-ended; !errors.Is(s.err, http.ErrServerClosed) {
-			errs = append(errs, s.err)
-		}
-	}
-	return errors.Join(errs...)
+	return web
 }
 
 // shutdownHTTP lets answers that are on their way out leave; streams have

@@ -2,6 +2,8 @@ package main
 
 import (
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -22,8 +24,10 @@ func workerCheckCommand() *cobra.Command {
 	c.Flags().BoolVar(&o.JSON, "json", false, "print JSON")
 	c.Flags().DurationVar(&o.Timeout, "timeout", 20*time.Second, "limit of one check")
 	c.RunE = func(c *cobra.Command, args []string) error {
+		ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
 		o.Command, o.Env, o.Out = args, os.Environ(), c.OutOrStdout()
-		report, err := workercheck.Run(c.Context(), o)
+		report, err := workercheck.Run(ctx, o)
 		if err != nil {
 			return err
 		}

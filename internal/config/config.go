@@ -72,7 +72,7 @@ type Jobs struct {
 	Retention      Retention     `koanf:"retention"`
 	QueueTimeout   time.Duration `koanf:"queue_timeout" doc:"A job pending longer than this fails; 0s: never."`
 	RunTimeout     time.Duration `koanf:"run_timeout" doc:"A job executing longer than this is stopped and fails; 0s: never."`
-	MaxBodyMB      int           `koanf:"max_body_mb" doc:"Largest args and kwargs of one job."`
+	MaxBodyMB      int           `koanf:"max_body_mb" reload:"yes" doc:"Largest args and kwargs of one job."`
 	CancelGrace    time.Duration `koanf:"cancel_grace" doc:"Cooperative phase of a cancel."`
 	InterruptGrace time.Duration `koanf:"interrupt_grace" doc:"Interrupt phase of a cancel, after which the worker is killed."`
 	MaxPending     int           `koanf:"max_pending" doc:"Pending jobs beyond this are refused."`
@@ -123,11 +123,11 @@ type Monitor struct {
 
 // Limits protect the API.
 type Limits struct {
-	SSEStreams      int `koanf:"sse_streams" doc:"Open event streams in total."`
-	SSEPerPrincipal int `koanf:"sse_per_principal" doc:"Open event streams of one user or token."`
-	BodyMB          int `koanf:"body_mb" doc:"Largest request body (a batch of jobs, a config)."`
+	SSEStreams      int `koanf:"sse_streams" reload:"yes" doc:"Open event streams in total."`
+	SSEPerPrincipal int `koanf:"sse_per_principal" reload:"yes" doc:"Open event streams of one user or token."`
+	BodyMB          int `koanf:"body_mb" reload:"yes" doc:"Largest request body (a batch of jobs, a config)."`
 	HeaderKB        int `koanf:"header_kb" doc:"Largest request header in KiB."`
-	JSONDepth       int `koanf:"json_depth" doc:"Deepest nesting of a JSON body."`
+	JSONDepth       int `koanf:"json_depth" reload:"yes" doc:"Deepest nesting of a JSON body."`
 }
 
 // Defaults is the configuration of a daemon that was told nothing, with its

@@ -30,6 +30,8 @@ type Options struct {
 
 	MaxPending  int // jobs that may wait; 0 means 1,000,000
 	MaxAttempts int // for jobs that do not say; 0 means 3
+	// QueueTimeout and RunTimeout are for jobs that do not say; 0 means never.
+	QueueTimeout, RunTimeout time.Duration
 	// A final job is kept while it is among the newest KeepJobs or younger than
 	// KeepAge; 0 means 10,000 and 30 days. JournalRows bounds the journal (0: 1,000,000).
 	KeepJobs    int

@@ -449,3 +449,13 @@ func TestQueue_PauseDrainResumeSurviveARestart(t *testing.T) {
 	require.Empty(t, b.Controls())
 	require.Error(t, b.SetControl(b.ctx(), "", "sideways"))
 }
+
+// The configured time-outs were read, checked and used by nobody.
+func TestSubmit_DefaultTimeoutsAreForJobsThatSayNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(o *jobs.Options) { o.QueueTimeout, o.RunTimeout = time.Minute, time.Hour })
+	silent := b.submit(jobs.Spec{}).Spec
+	require.Equal(t, []time.Duration{time.Minute, time.Hour}, []time.Duration{silent.QueueTimeout, silent.RunTimeout})
+	own := b.submit(jobs.Spec{QueueTimeout: time.Second, RunTimeout: 2 * time.Second}).Spec
+	require.Equal(t, []time.Duration{time.Second, 2 * time.Second}, []time.Duration{own.QueueTimeout, own.RunTimeout})
+}

@@ -105,6 +105,12 @@ func (q *Queue) newRow(sub Submission, now time.Time) (NewJob, error) {
 	if sp.MaxAttempts == 0 {
 		sp.MaxAttempts = q.opts.MaxAttempts
 	}
+	if sp.QueueTimeout == 0 {
+		sp.QueueTimeout = q.opts.QueueTimeout
+	}
+	if sp.RunTimeout == 0 {
+		sp.RunTimeout = q.opts.RunTimeout
+	}
 	j := Job{ID: id, Spec: sp, Submitter: sub.Submitter, RetryOf: sub.RetryOf, Status: Pending, Revision: 1, CreatedAt: now}
 	data := eventData{"priority": sp.Priority, "submitter": sub.Submitter, "stream": sp.Stream}
 	if len(sp.Labels) > 0 {
