@@ -380,3 +380,11 @@ func TestLoad_SourcesDoNotDependOnAnEarlierLoad(t *testing.T) {
 	require.False(t, reflect.DeepEqual(a, b))
 	require.False(t, errors.Is(err, os.ErrNotExist))
 }
+
+// Seen: a misspelt key hid a wrong value until the key was mended.
+func TestLoad_MisspeltKeyHidesNoWrongValue(t *testing.T) {
+	t.Parallel()
+	_, err := load(t, "log:\n  level: loud\njobs:\n  max_atempts: 3\n", nil)
+	require.ErrorContains(t, err, "max_atempts")
+	require.ErrorContains(t, err, "loud")
+}

@@ -109,15 +109,18 @@ func Load(o Options) (*Config, error) {
 	if err := l.readFlags(o.Flags); err != nil {
 		return nil, err
 	}
-	if len(l.problems) > 0 {
-		return nil, &Error{l.problems}
-	}
 	c, err := l.finish(Defaults(dirs))
 	if err != nil {
 		return nil, err
 	}
-	if err := c.Validate(); err != nil {
-		return nil, err
+	// What could not be read has its default in c: the rest is checked all the
+	// same, so that everything that is wrong is told at once.
+	problems := l.problems
+	if invalid := (*Error)(nil); errors.As(c.Validate(), &invalid) {
+		problems = append(problems, invalid.Problems...)
+	}
+	if len(problems) > 0 {
+		return nil, &Error{problems}
 	}
 	return c, nil
 }

@@ -85,6 +85,6 @@ type Demand struct {
 type Shortfall struct {
 	Resource  string   `json:"resource"` // "gpu", "gpu_memory", "memory", "slots"
 	Device    DeviceID `json:"device,omitempty"`
-	Needed    Bytes    `json:"-"`
-	Available Bytes    `json:"-"`
+	Needed    Bytes    `json:"needed_bytes"`
+	Available Bytes    `json:"available_bytes"`
 }

@@ -189,3 +189,10 @@ func AssertGapless(t testing.TB, first uint64, evs []client.Event) {
 		}
 	}
 }
+
+// End reads a stream to its end and returns the closing event.
+func (st *Stream) End() client.Event {
+	st.t.Helper()
+	st.Rest()
+	return st.Seen[len(st.Seen)-1]
+}
