@@ -73,7 +73,8 @@ func (b *Bench) start(ctx context.Context, dir string) (*Daemon, error) {
 	defer func() { _ = out.Close() }()
 	cmd := exec.Command(b.cjmd, "--state-dir="+dir, "--socket="+d.Socket, "--listen="+address,
 		"--plugins="+b.plugins, "--log-format=json")
-	cmd.Env = append(withoutDaemonSettings(os.Environ()), "PYTHONDONTWRITEBYTECODE=1")
+	// A fast machine submits more in a row than may be pending by default.
+	cmd.Env = append(withoutDaemonSettings(os.Environ()), "PYTHONDONTWRITEBYTECODE=1", "CJMD_JOBS_MAX_PENDING=10000000")
 	cmd.Dir, cmd.Stdout, cmd.Stderr = b.plugins, out, out // a quiet directory: the working directory is searched for manifests
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	begin := time.Now()
@@ -225,6 +226,11 @@ func (d *Daemon) Token() (string, error) {
 
 // Dial connects over the Unix socket.
 func (d *Daemon) Dial(ctx context.Context) (*Client, error) { return Dial(ctx, "unix", d.Socket) }
+
+// Target is a load on the Unix socket.
+func (d *Daemon) Target(request []byte, statuses ...int) Target {
+	return Target{Network: "unix", Address: d.Socket, Request: request, Statuses: statuses}
+}
 
 // Call makes one request, outside of what is measured. body is marshalled
 // unless nil; into is unmarshalled unless nil.

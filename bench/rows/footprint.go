@@ -110,9 +110,13 @@ func fill(ctx context.Context, d *harness.Daemon, n int) error {
 	}
 	defer func() { _ = c.Close() }()
 	_ = c.SetDeadline(time.Now().Add(time.Minute))
-	post := harness.Post(batchRequest(batchSize), 202)
+	request := batchRequest(batchSize)
 	for range n / batchSize {
-		if err := post(c, 0, 0); err != nil {
+		status, body, err := c.Do(request)
+		if err == nil && status != 202 {
+			err = &harness.StatusError{Status: status, Body: string(body)}
+		}
+		if err != nil {
 			return fmt.Errorf("cannot submit %d jobs: %w", n, err)
 		}
 	}

@@ -67,7 +67,7 @@ func rpc(ctx context.Context, b *harness.Bench) (_ []harness.Result, err error) 
 			shortest, bare = append(shortest, short), append(bare, loop)
 		}
 		for k, c := range cases {
-			l, err := harness.RunLoad(ctx, c.clients, slice, d.Dial, harness.Post(c.request, 200))
+			l, err := harness.RunLoad(ctx, c.clients, slice, d.Target(c.request, 200))
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", c.name, err)
 			}

@@ -51,7 +51,7 @@ func submit(ctx context.Context, b *harness.Bench) (_ []harness.Result, err erro
 			if err != nil {
 				return nil, err
 			}
-			l, err := harness.RunLoad(ctx, clients, slice, d.Dial, harness.Post(one, 202))
+			l, err := harness.RunLoad(ctx, clients, slice, d.Target(one, 202))
 			if err != nil {
 				return nil, fmt.Errorf("%d clients: %w", clients, err)
 			}
@@ -85,7 +85,7 @@ func submitBatches(ctx context.Context, b *harness.Bench, d *harness.Daemon, sto
 		if err != nil {
 			return harness.Result{}, err
 		}
-		l, err := harness.RunLoad(ctx, 2, slice, d.Dial, harness.Post(request, 202))
+		l, err := harness.RunLoad(ctx, 2, slice, d.Target(request, 202))
 		if err != nil {
 			return harness.Result{}, fmt.Errorf("batch: %w", err)
 		}
