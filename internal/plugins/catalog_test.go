@@ -294,7 +294,7 @@ func TestCatalog_SetConfigReplacesChecksAndPersists(t *testing.T) {
 	b.discover()
 	inst, issues, err := b.c.SetConfig(t.Context(), "one", json.RawMessage(`{"model":"big","beam":"7"}`))
 	require.NoError(t, err)
-	require.Equal(t, []Issue{{"/beam", "beam: expected integer, got string", true}}, issues)
+	require.Equal(t, []Issue{{"/beam", "beam: expected integer, got string", true, ""}}, issues)
 	require.JSONEq(t, `{"model":"big","beam":"7"}`, string(inst.Config))
 
 	_, _, err = b.c.SetConfig(t.Context(), "one", json.RawMessage(`{"model":"huge","beem":1,"beam":0}`))
@@ -314,7 +314,7 @@ func TestCatalog_SetConfigReplacesChecksAndPersists(t *testing.T) {
 
 	issues, err = b.c.CheckConfig("one", json.RawMessage(`{"beam":0}`))
 	require.NoError(t, err)
-	require.Equal(t, []Issue{{"/beam", "beam: 0 is less than minimum 1", false}}, issues)
+	require.Equal(t, []Issue{{"/beam", "beam: 0 is less than minimum 1", false, "beam: must be at least 1"}}, issues)
 
 	// The schema grows: the stored configuration gets the new default.
 	b.write("a/one.yaml", manifest("one", `config_schema: {properties: {beam: {default: 5}, temperature: {default: 0.5}, model: {default: base}}}`))

@@ -100,6 +100,12 @@ func (c *configChecker) add(pointer string, warning bool, format string, args ..
 	c.issues = append(c.issues, Issue{Pointer: pointer, Message: fmt.Sprintf(format, args...), Warning: warning})
 }
 
+// addRule is add for a message that repeats the value; rule is the one without.
+func (c *configChecker) addRule(pointer, rule, format string, args ...any) {
+	c.add(pointer, false, format, args...)
+	c.issues[len(c.issues)-1].Rule = rule
+}
+
 // object checks the members of one object. name is how messages call it
 // ("" at the top, "decoder" below).
 func (c *configChecker) object(schema, values map[string]any, pointer, name string) {
@@ -141,7 +147,7 @@ func (c *configChecker) object(schema, values map[string]any, pointer, name stri
 // first that fails is told.
 func (c *configChecker) value(schema map[string]any, v any, pointer, field string) {
 	if enum, ok := schema["enum"].([]any); ok && !slices.ContainsFunc(enum, func(e any) bool { return pyEqual(e, v) }) {
-		c.add(pointer, false, "%s: %s is not one of %s", field, pyRepr(v), pyRepr(enum))
+		c.addRule(pointer, fmt.Sprintf("%s: must be one of %s", field, pyRepr(enum)), "%s: %s is not one of %s", field, pyRepr(v), pyRepr(enum))
 		return
 	}
 	c.kind(schema, v, pointer, field)
@@ -191,9 +197,11 @@ func (c *configChecker) number(schema map[string]any, n json.Number, pointer, fi
 		return
 	}
 	if limit, ok := number(schema["minimum"]); ok && x < limit {
-		c.add(pointer, false, "%s: %s is less than minimum %s", field, pyRepr(n), pyRepr(schema["minimum"]))
+		least := pyRepr(schema["minimum"])
+		c.addRule(pointer, fmt.Sprintf("%s: must be at least %s", field, least), "%s: %s is less than minimum %s", field, pyRepr(n), least)
 	} else if limit, ok := number(schema["maximum"]); ok && x > limit {
-		c.add(pointer, false, "%s: %s is greater than maximum %s", field, pyRepr(n), pyRepr(schema["maximum"]))
+		most := pyRepr(schema["maximum"])
+		c.addRule(pointer, fmt.Sprintf("%s: must be at most %s", field, most), "%s: %s is greater than maximum %s", field, pyRepr(n), most)
 	}
 }
 
@@ -217,7 +225,7 @@ func (c *configChecker) text(schema map[string]any, s, pointer, field string) {
 		return
 	}
 	if !re.MatchString(s) {
-		c.add(pointer, false, "%s: %s does not match pattern %s", field, pyRepr(s), pyRepr(pattern))
+		c.addRule(pointer, fmt.Sprintf("%s: must match the pattern %s", field, pyRepr(pattern)), "%s: %s does not match pattern %s", field, pyRepr(s), pyRepr(pattern))
 	}
 }
 

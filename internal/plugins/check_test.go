@@ -1,6 +1,7 @@
 package plugins
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"os/exec"
@@ -52,15 +53,27 @@ func TestCheckConfig_MessagesOfThePythonSystem(t *testing.T) {
 	}
 }
 
+func TestCheckConfig_TheRuleRepeatsNoValue(t *testing.T) {
+	t.Parallel()
+	const schema = `{"properties":{"e":{"enum":["a"]},"low":{"minimum":5000},"high":{"maximum":5},"p":{"pattern":"^a"},"long":{"maxLength":3}}}`
+	issues := issuesOf(t, schema, `{"e":"s3cret","low":4711,"high":4711,"p":"s3cret","long":"s3cret"}`, false)
+	require.Len(t, issues, 5)
+	for _, i := range issues {
+		said := cmp.Or(i.Rule, i.Message)
+		require.NotContains(t, said, "s3cret")
+		require.NotContains(t, said, "4711")
+	}
+}
+
 func TestCheckConfig_TypesAreWarningsUnlessStrict(t *testing.T) {
 	t.Parallel()
 	const schema = `{"properties":{"n":{"type":"integer"},"o":{"type":["string","null"]},"d":{"type":"string","default":{}},"f":{"type":"number"}}}`
 	issues := issuesOf(t, schema, `{"n":"7","o":3,"d":{},"f":1}`, false)
 	require.Equal(t, []Issue{
-		{"/n", "n: expected integer, got string", true},
-		{"/o", "o: expected string or null, got integer", true},
+		{"/n", "n: expected integer, got string", true, ""},
+		{"/o", "o: expected string or null, got integer", true, ""},
 	}, issues)
-	require.Equal(t, []Issue{{"/n", "n: expected integer, got boolean", false}}, issuesOf(t, schema, `{"n":true,"o":null,"f":1.5}`, true))
+	require.Equal(t, []Issue{{"/n", "n: expected integer, got boolean", false, ""}}, issuesOf(t, schema, `{"n":true,"o":null,"f":1.5}`, true))
 	require.Empty(t, issuesOf(t, schema, `{"n":3.0}`, true))
 }
 
@@ -73,12 +86,12 @@ func TestCheckConfig_GoesBelowTheTop(t *testing.T) {
 		"map":{"type":"object","additionalProperties":{"type":"integer","maximum":3}}
 	}}`
 	require.Equal(t, []Issue{
-		{"/decoder/be~1am", `decoder.be/am: unknown key (did you mean "beam"?)`, false},
-		{"/decoder/beam", "decoder.beam: 0 is less than minimum 1", false},
-		{"/map/k~0", "map.k~: 9 is greater than maximum 3", false},
-		{"/tags/1", "tags[1]: 'c' is not one of ['a', 'b']", false},
+		{"/decoder/be~1am", `decoder.be/am: unknown key (did you mean "beam"?)`, false, ""},
+		{"/decoder/beam", "decoder.beam: 0 is less than minimum 1", false, "decoder.beam: must be at least 1"},
+		{"/map/k~0", "map.k~: 9 is greater than maximum 3", false, "map.k~: must be at most 3"},
+		{"/tags/1", "tags[1]: 'c' is not one of ['a', 'b']", false, "tags[1]: must be one of ['a', 'b']"},
 	}, issuesOf(t, schema, `{"decoder":{"beam":0,"be/am":1},"tags":["a","c"],"free":{"any":1},"map":{"k~":9}}`, false))
-	require.Equal(t, []Issue{{"/decoder/beam", "decoder.beam: is required", false}}, issuesOf(t, schema, `{"decoder":{}}`, false))
+	require.Equal(t, []Issue{{"/decoder/beam", "decoder.beam: is required", false, ""}}, issuesOf(t, schema, `{"decoder":{}}`, false))
 }
 
 func TestCheckConfig_UnknownKeysNeedProperties(t *testing.T) {

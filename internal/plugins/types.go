@@ -121,4 +121,7 @@ type Issue struct {
 	Pointer string
 	Message string // form of PEER.md section 5: "F: 0 is less than minimum 1"
 	Warning bool   // a type mismatch that the manifest does not forbid
+	// Rule says the same without the value, which may be a secret; "" where
+	// Message has none in it.
+	Rule string
 }
