@@ -8,3 +8,8 @@ import _ "embed"
 //
 //go:embed openapi.yaml
 var Spec []byte
+
+// ManifestSchema is manifest.schema.json as it is served.
+//
+//go:embed manifest.schema.json
+var ManifestSchema []byte

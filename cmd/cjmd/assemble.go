@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -303,6 +304,7 @@ func (d *daemonParts) openAPI(gatherer prometheus.Gatherer) error {
 		},
 		Log:         d.log.Named("api"),
 		Gatherer:    gatherer,
+		BaseURL:     d.baseURL,
 		Ready:       d.notReady,
 		Live:        d.stuck,
 		Version:     api.VersionInfo{Version: version, Commit: commit, BuiltAt: date},
@@ -318,6 +320,26 @@ func (d *daemonParts) openAPI(gatherer prometheus.Gatherer) error {
 	d.onClose(func() error { d.listeners.close(); return nil })
 	d.unixServer, d.tcpServer = d.httpServer(handler), d.httpServer(handler)
 	return nil
+}
+
+// baseURL is where a browser on this machine reaches the daemon over TCP; "" when
+// it cannot. Asked only by requests, which come after the listeners are open.
+func (d *daemonParts) baseURL() string {
+	if len(d.listeners.tcp) == 0 {
+		return ""
+	}
+	scheme := "http://"
+	if d.cfg.Server.TLSCert != "" {
+		scheme = "https://"
+	}
+	host, port, err := net.SplitHostPort(d.listeners.tcp[0].Addr().String())
+	if err != nil {
+		return ""
+	}
+	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
+		host = "localhost"
+	}
+	return scheme + net.JoinHostPort(host, port)
 }
 
 // httpServer bounds what a slow or hostile client can hold. There is no write

@@ -215,6 +215,13 @@ func (d *daemonParts) notReady(ctx context.Context) []string {
 	if err := d.store.Writable(); err != nil {
 		why = append(why, err.Error())
 	}
+	if err := d.store.Writable(); err != nil {
+		reason := "the job store cannot be written; the log has the cause"
+		if errors.Is(err, syscall.ENOSPC) {
+			reason = "the disk is full"
+		}
+		why = append(why, reason) // whoever asks need not be known: no paths
+	}
 	for _, m := range d.gate.State() {
 		if m.State != monitors.StateFresh {
 			why = append(why, fmt.Sprintf("monitor %s is %s", m.Name, m.State))

@@ -87,11 +87,12 @@ type AccessOptions struct {
 }
 
 type access struct {
-	opts    AccessOptions
-	tokens  *Tokens
-	origins map[string]bool
-	hosts   map[string]bool
-	cross   *http.CrossOriginProtection
+	opts     AccessOptions
+	tokens   *Tokens
+	sessions *sessions
+	origins  map[string]bool
+	hosts    map[string]bool
+	cross    *http.CrossOriginProtection
 }
 
 func newAccess(o AccessOptions, tokens *Tokens) (*access, error) {
@@ -124,6 +125,11 @@ func (a *access) identify(r *http.Request) (Principal, error) {
 		}
 		return who, nil
 	}
+	if r.Header.Get("Authorization") == "" {
+		if who, ok := a.browser(r); ok {
+			return who, nil
+		}
+	}
 	scheme, secret, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if !strings.EqualFold(scheme, "bearer") || secret == "" {
 		return Principal{}, &requestError{Code: codeUnauthorized, Detail: "The request carries no token."}
@@ -133,6 +139,25 @@ func (a *access) identify(r *http.Request) (Principal, error) {
 		return Principal{}, &requestError{Code: codeUnauthorized, Detail: "The token is unknown, revoked or expired."}
 	}
 	return Principal{Name: "token:" + tok.Name, Role: tok.Role}, nil
+}
+
+// browser finds who a login cookie stands for. Browsers send cookies also for
+// what another page asks them to fetch: those on other sites are stopped by
+// SameSite=Strict, those on another port of this machine here, because reading
+// can have effects, too (?on_disconnect=cancel).
+func (a *access) browser(r *http.Request) (Principal, bool) {
+	c, err := r.Cookie(sessionCookie)
+	if err != nil {
+		return Principal{}, false
+	}
+	switch r.Header.Get("Sec-Fetch-Site") {
+	case "", "same-origin", "none":
+	default:
+		if !a.origins[strings.ToLower(r.Header.Get("Origin"))] {
+			return Principal{}, false
+		}
+	}
+	return a.sessions.check(c.Value)
 }
 
 // guard refuses requests that a web page of another origin may have made, also
@@ -168,5 +193,5 @@ func (a *access) hostAllowed(host string) bool {
 
 func sameOrigin(origin, host string) bool {
 	u, err := url.Parse(origin)
-	return err == nil && strings.EqualFold(u.Host, host)
+	return err == nil && host != "" && strings.EqualFold(u.Host, host)
 }

@@ -34,6 +34,9 @@ type Options struct {
 
 	// Gatherer serves /metrics; nil means an empty answer.
 	Gatherer prometheus.Gatherer
+	// BaseURL is where a browser on this machine reaches the API over TCP; nil or
+	// "" means that it cannot.
+	BaseURL func() string
 	// Ready says why the daemon may not take jobs; nil means that it always may.
 	Ready func(context.Context) []string
 	// Live says why the process should be restarted; nil means never.
@@ -48,7 +51,9 @@ type Options struct {
 	// WriteTimeout is how long one write to a stalled stream may take before its
 	// reader is dropped; 0 means 30 s.
 	WriteTimeout time.Duration
-	Now          func() time.Time // nil means time.Now
+	// BodyTimeout is how long a client may take to send a body; 0 means 30 s.
+	BodyTimeout time.Duration
+	Now         func() time.Time // nil means time.Now
 }
 
 // Limits protect the daemon from its clients.
@@ -71,12 +76,13 @@ type VersionInfo struct{ Version, Commit, BuiltAt string }
 
 // server implements wire.StrictServerInterface, one file per noun.
 type server struct {
-	o       Options
-	log     *zap.Logger
-	spec    *spec
-	access  *access
-	streams *streamCount
-	metrics http.Handler
+	o        Options
+	log      *zap.Logger
+	spec     *spec
+	access   *access
+	streams  *streamCount
+	sessions *sessions
+	metrics  http.Handler
 }
 
 // NewHandler returns the whole API as one handler. It starts nothing.
@@ -93,7 +99,8 @@ func NewHandler(o Options) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &server{o: o, log: o.Log, spec: sp, access: acc, streams: newStreamCount(), metrics: metricsHandler(o.Gatherer)}
+	acc.sessions = newSessions(o.Now)
+	s := &server{o: o, log: o.Log, spec: sp, access: acc, streams: newStreamCount(), sessions: acc.sessions, metrics: metricsHandler(o.Gatherer)}
 	return s.router(), nil
 }
 
@@ -106,6 +113,12 @@ func withDefaults(o Options) Options {
 	}
 	if o.WriteTimeout <= 0 {
 		o.WriteTimeout = 30 * time.Second
+	}
+	if o.BodyTimeout <= 0 {
+		o.BodyTimeout = 30 * time.Second
+	}
+	if o.BaseURL == nil {
+		o.BaseURL = func() string { return "" }
 	}
 	if o.Now == nil {
 		o.Now = time.Now

@@ -29,9 +29,6 @@ func newBodies(s *spec, limits func() Limits) *bodies {
 	return &bodies{spec: s, limits: limits, pool: sync.Pool{New: func() any { return new(bytes.Buffer) }}}
 }
 
-// bodyTimeout is how long a client may take to send a body.
-const bodyTimeout = 30 * time.Second
-
 // besideArgs is what a submission may hold besides its arguments.
 const besideArgs = 64 << 10
 
@@ -49,7 +46,7 @@ func (b *bodies) check(op string, next http.Handler, fail func(http.ResponseWrit
 	rule := b.spec.rules[op]
 	if rule == nil {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.ContentLength > 0 { // a body that nobody asked for is a mistake of the caller
+			if r.ContentLength != 0 { // a body that nobody asked for is a mistake of the caller
 				fail(w, r, &requestError{Code: codeUnexpectedBody, Detail: "This operation takes no body."})
 				return
 			}
@@ -119,10 +116,10 @@ func readBody(w http.ResponseWriter, r *http.Request, buf *bytes.Buffer, limit i
 	if r.ContentLength > 0 {
 		buf.Grow(int(r.ContentLength) + bytes.MinRead)
 	}
-	rc := http.NewResponseController(w)
-	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout)) // not to be had without a socket, where nothing can stall
 	_, err := buf.ReadFrom(http.MaxBytesReader(w, r.Body, limit))
-	_ = rc.SetReadDeadline(time.Time{})
+	if err == nil { // the deadline of outer was for the body; a wait may follow
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+	}
 	var over *http.MaxBytesError
 	switch {
 	case err == nil:

@@ -65,7 +65,8 @@ type Workers interface {
 	Status(instance string) (supervisor.Status, bool)
 	List() []supervisor.Status
 	Request(ctx context.Context, instance, method string, params json.RawMessage) (json.RawMessage, error)
-	// Logs is the log of an instance's worker; false when it never had one.
+	// Logs is the log of an instance's worker, empty when it never had one; false
+	// when the daemon is going.
 	Logs(instance string) (supervisor.LogSource, bool)
 }
 

@@ -140,6 +140,33 @@ func TestRoutes_EqualTheDescriptionBothWays(t *testing.T) {
 	require.Len(t, seen, len(sp.ops))
 }
 
+// The description names every code, at its operation or in the introduction,
+// with nothing that does not exist.
+func TestProblems_AreDescribed(t *testing.T) {
+	t.Parallel()
+	sp, err := loadSpec(apispec.Spec)
+	require.NoError(t, err)
+	text, _ := dig(sp.doc, "info", "description").(string)
+	told := map[string]bool{codeNotFound: true, codeClientGone: true} // no operation's own; nobody's to read
+	for op := range sp.ops {
+		for _, code := range sp.codes[op] {
+			require.Contains(t, problemKinds, code, "x-problems of %s", op)
+			told[code] = true
+		}
+	}
+	for code := range problemKinds {
+		require.True(t, told[code] || strings.Contains(text, "`"+code+"`"), "%s is told nowhere", code)
+	}
+}
+
+func TestBadInput_IdempotencyKeyIsBounded(t *testing.T) {
+	t.Parallel()
+	f := setup(t)
+	r := f.do("POST", "/v1/jobs", `{"plugin":"textstats"}`, header("Idempotency-Key", strings.Repeat("k", 256)))
+	require.Equal(t, 400, r.StatusCode)
+	require.Equal(t, "invalid_parameter", r.code())
+}
+
 // Every example in the description is a body that the API takes.
 func TestExamples_OfTheDescriptionAreAccepted(t *testing.T) {
 	t.Parallel()

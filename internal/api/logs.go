@@ -205,8 +205,8 @@ func (s *server) GetPluginLogs(ctx context.Context, req wire.GetPluginLogsReques
 		return nil, err
 	}
 	log, ok := s.o.Workers.Logs(req.Name)
-	if !ok { // it never ran, so it never said anything
-		return nil, &requestError{Code: codeWorkerNotFound, Detail: "The plugin has not been loaded yet and has no log."}
+	if !ok { // one that never ran has an empty log, not none
+		return nil, &requestError{Code: codeShuttingDown, RetryAfter: time.Second}
 	}
 	return logAnswer{s: s, ctx: ctx, src: &workerLines{log: log}, tail: tail, follow: deref(req.Params.Follow)}, nil
 }

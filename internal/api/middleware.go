@@ -59,6 +59,12 @@ func (s *server) outer(next http.Handler) http.Handler {
 		h.Set("X-Request-Id", info.id)
 		rec := &recorder{ResponseWriter: w, timeout: s.o.WriteTimeout}
 		defer s.finish(rec, r, start)
+		if r.ContentLength != 0 {
+			// Before anyone is known: net/http reads what is left of a body also after
+			// a refusal, and would wait for it for ever. Not to be had without a
+			// socket, where nothing can stall.
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.o.BodyTimeout))
+		}
 		if err := s.access.guard(r); err != nil {
 			s.fail(rec, r, err)
 			return
@@ -167,7 +173,7 @@ func newRequestID() string {
 // for what the form hides: ranges, Accept, conditions.
 func withRequest(next wire.StrictHandlerFunc, op string) wire.StrictHandlerFunc {
 	switch op {
-	case "GetResult", "GetJobLogs", "GetPluginLogs", "Metrics":
+	case "GetResult", "GetJobLogs", "GetPluginLogs", "Metrics", "Login":
 	default:
 		return next
 	}

@@ -226,7 +226,7 @@ func (l *fakeLog) Next(ctx context.Context, after uint64) ([]supervisor.LogLine,
 func TestPluginLogs_TailThenFollowUntilTheDaemonGoes(t *testing.T) {
 	t.Parallel()
 	f := setup(t)
-	require.Equal(t, "worker_not_found", f.do("GET", "/v1/plugins/textstats/logs", nil).code())
+	require.Equal(t, "shutting_down", f.do("GET", "/v1/plugins/textstats/logs", nil).code(), "the supervisor has no logs any more")
 	log := &fakeLog{wake: make(chan struct{})}
 	f.workers.log = log
 	log.add("one")

@@ -237,7 +237,7 @@ func (s *server) PutConfig(ctx context.Context, req wire.PutConfigRequestObject)
 	}
 	out := wire.PluginConfigJSONResponse{Name: inst.ID, Config: orEmpty(inst.Config), Revision: inst.Revision, Applied: wire.PluginConfigApplied(applied)}
 	for _, i := range issues {
-		out.Warnings = append(out.Warnings, wire.FieldError{Pointer: "/config" + i.Pointer, Message: i.Message})
+		out.Warnings = append(out.Warnings, wire.FieldError{Pointer: "/config" + i.Pointer, Message: cmp.Or(i.Rule, i.Message)})
 	}
 	return wire.PutConfig200JSONResponse{PluginConfigJSONResponse: out}, nil
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -97,6 +98,8 @@ const (
 	codeStoreDown      = "store_unavailable"
 	codeUnknownName    = "unknown_name"
 	codeClientGone     = "client_gone"
+	codeBadRange       = "bad_range"
+	codeLoginCode      = "login_code"
 	codeInternal       = "internal"
 )
 
@@ -121,7 +124,7 @@ var problemKinds = map[string]problemKind{
 	codeBadCursor:        {400, "The cursor is none that this list gave.", "Begin again without a cursor."},
 	codeBadEventID:       {400, "Last-Event-ID or after is no number.", "Send the id of the last event that was seen, or none."},
 
-	codeUnauthorized: {401, "This needs a valid token.", "Send the header Authorization: Bearer TOKEN; `cjm-ctl token` makes one, and the first is in admin.token in the state directory."},
+	codeUnauthorized: {401, "This needs a valid token.", "Send the header Authorization: Bearer TOKEN; `cjm-ctl token create NAME` makes one, and the first is in admin.token in the state directory."},
 	codeForbidden:    {403, "The role of the caller does not allow this.", "Use a token with a higher role."},
 	codeNotYours:     {403, "The job belongs to somebody else.", "Use a token with the role admin."},
 	codeBadHost:      {403, "The Host header names no address of this daemon.", "Use localhost, or add the name to server.allowed_hosts."},
@@ -158,6 +161,8 @@ var problemKinds = map[string]problemKind{
 	codeStoreFull:      {507, "The disk is full; nothing was accepted.", "Free space in the state directory; the daemon goes on by itself."},
 	codeStoreDown:      {503, "The job store cannot be written; nothing was accepted.", "Look at the daemon's log."},
 	codeUnknownName:    {422, "The name stands for nothing.", "The detail lists the names that do."},
+	codeBadRange:       {416, "The range lies outside of the result.", "Ask for bytes below the size that Content-Range tells, or for the whole."},
+	codeLoginCode:      {403, "The login link is used, too old or unknown.", "Make a new one: `cjm-ctl token login-link`."},
 	codeClientGone:     {499, "The client went away.", ""},
 	codeInternal:       {500, "Something went wrong inside the daemon.", "Look for the request id in the daemon's log."},
 }
@@ -167,6 +172,9 @@ func explain(err error) *requestError {
 	var re *requestError
 	if errors.As(err, &re) {
 		return re
+	}
+	if errors.Is(err, syscall.ENOSPC) { // whoever it was that could not write
+		return &requestError{Code: codeStoreFull, RetryAfter: 30 * time.Second, Cause: err}
 	}
 	if re := explainJobs(err); re != nil {
 		return re
@@ -205,9 +213,6 @@ func explainJobs(err error) *requestError {
 	case errors.Is(err, jobs.ErrDraining):
 		return &requestError{Code: codeDraining, RetryAfter: 30 * time.Second, Cause: err}
 	case errors.Is(err, jobs.ErrStoreUnavailable):
-		if errors.Is(err, syscall.ENOSPC) {
-			return &requestError{Code: codeStoreFull, RetryAfter: 30 * time.Second, Cause: err}
-		}
 		return &requestError{Code: codeStoreDown, RetryAfter: 10 * time.Second, Cause: err}
 	case errors.As(err, &conflict):
 		return &requestError{Code: codeStateConflict, Detail: fmt.Sprintf("Cannot %s the job: it is %s.", conflict.Action, conflict.Status), Cause: err}
@@ -268,14 +273,13 @@ func explainPlugins(err error) *requestError {
 	return nil
 }
 
-// issueFields lists findings of a config check below /config. Their sentences
-// are the plugin schema's and may name a value; the value of a field that the
-// caller sent is what it has to mend, but not a secret's (those never come here).
+// issueFields lists findings of a config check below /config, in the words that
+// repeat no value: a configuration may hold keys and passwords.
 func issueFields(issues []plugins.Issue) []wire.FieldError {
 	out := make([]wire.FieldError, 0, len(issues))
 	for _, i := range issues {
 		if !i.Warning {
-			out = append(out, wire.FieldError{Pointer: "/config" + i.Pointer, Message: i.Message})
+			out = append(out, wire.FieldError{Pointer: "/config" + i.Pointer, Message: cmp.Or(i.Rule, i.Message)})
 		}
 	}
 	return out

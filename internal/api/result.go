@@ -3,8 +3,11 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"mime"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/cjmd/cjmd/internal/api/wire"
@@ -22,21 +25,62 @@ type resultAnswer struct {
 func (a resultAnswer) VisitGetResultResponse(w http.ResponseWriter) error {
 	defer func() { _ = a.body.Close() }()
 	h := w.Header()
-	kind := a.info.ContentType
-	if kind == "" {
-		kind = "application/json"
-	}
-	h.Set("Content-Type", kind)
+	h.Set("Content-Type", resultType(a.info.ContentType))
 	if a.info.SHA256 != "" {
 		h.Set("ETag", `"`+a.info.SHA256+`"`)
 	}
 	if a.info.Partial {
 		h.Set("X-Result-Partial", "true")
 	}
-	// What a plugin returned is data: a browser must not take it for a page.
+	// What a plugin returned is data: a browser must not take it for a page, and
+	// if it does, for one that may do nothing here.
 	h.Set("Content-Disposition", "attachment")
-	http.ServeContent(w, a.req, "", a.at, a.body)
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; sandbox")
+	rw := &rangeWriter{ResponseWriter: w}
+	http.ServeContent(rw, a.req, "", a.at, a.body)
+	if rw.refused {
+		h.Del("Content-Type")
+		return &requestError{Code: codeBadRange, Detail: fmt.Sprintf("The result has %d bytes.", a.info.Size)}
+	}
 	return nil
+}
+
+// resultType is the content type that a plugin gave, if it is one: it goes into
+// a header, where nonsense would be taken apart by whoever reads it.
+func resultType(given string) string {
+	if given == "" {
+		return "application/json"
+	}
+	kind, params, err := mime.ParseMediaType(given)
+	if err != nil || !strings.Contains(kind, "/") {
+		return "application/octet-stream"
+	}
+	if text := mime.FormatMediaType(kind, params); text != "" {
+		return text
+	}
+	return "application/octet-stream"
+}
+
+// rangeWriter keeps back ServeContent's refusal of a range, which is no problem
+// document.
+type rangeWriter struct {
+	http.ResponseWriter
+	refused bool
+}
+
+func (r *rangeWriter) WriteHeader(status int) {
+	if status == http.StatusRequestedRangeNotSatisfiable {
+		r.refused = true
+		return
+	}
+	r.ResponseWriter.WriteHeader(status)
+}
+
+func (r *rangeWriter) Write(b []byte) (int, error) {
+	if r.refused {
+		return len(b), nil
+	}
+	return r.ResponseWriter.Write(b)
 }
 
 // GetResult is GET /v1/jobs/{id}/result.

@@ -80,10 +80,13 @@ func routes(g *wire.ServerInterfaceWrapper) []route {
 		{get, "/v1/tokens", "listTokens", RoleAdmin, g.ListTokens},
 		{post, "/v1/tokens", "createToken", RoleAdmin, g.CreateToken},
 		{del, "/v1/tokens/{name}", "deleteToken", RoleAdmin, g.DeleteToken},
+		{post, "/v1/login-codes", "createLoginCode", RoleAdmin, g.CreateLoginCode},
+		{get, "/login", "login", RoleNone, g.Login},
 
 		{get, "/livez", "livez", RoleNone, g.Livez},
 		{get, "/readyz", "readyz", RoleNone, g.Readyz},
 		{get, "/metrics", "metrics", RoleRead, g.Metrics},
 		{get, "/openapi.yaml", "openapi", RoleNone, g.Openapi},
+		{get, "/manifest.schema.json", "manifestSchema", RoleNone, g.ManifestSchema},
 	}
 }

@@ -30,6 +30,7 @@ type spec struct {
 	rules map[string]*bodyRule // by operationId
 	roles map[string]string    // by operationId: x-role
 	ops   map[string]string    // by operationId: "METHOD /path"
+	codes map[string][]string  // by operationId: x-problems
 }
 
 const specURL = "urn:cjmd:openapi"
@@ -53,7 +54,7 @@ func loadSpec(src []byte) (*spec, error) {
 	if !ok {
 		return nil, errors.New("cannot read the API description: it is no object")
 	}
-	s := &spec{doc: doc, rules: map[string]*bodyRule{}, roles: map[string]string{}, ops: map[string]string{}}
+	s := &spec{doc: doc, rules: map[string]*bodyRule{}, roles: map[string]string{}, ops: map[string]string{}, codes: map[string][]string{}}
 	c := jsonschema.NewCompiler()
 	if err := c.AddResource(specURL, doc); err != nil {
 		return nil, fmt.Errorf("cannot use the API description: %w", err)
@@ -67,6 +68,10 @@ func loadSpec(src []byte) (*spec, error) {
 			}
 			s.ops[id] = strings.ToUpper(method) + " " + path
 			s.roles[id], _ = asMap(op)["x-role"].(string)
+			list, _ := asMap(op)["x-problems"].([]any)
+			for _, code := range list {
+				s.codes[id] = append(s.codes[id], fmt.Sprint(code))
+			}
 			if err := s.addRule(c, id, asMap(op)); err != nil {
 				return nil, err
 			}

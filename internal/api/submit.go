@@ -18,6 +18,9 @@ import (
 // inlineResult is the largest JSON result that a single job carries in itself.
 const inlineResult = 64 << 10
 
+// maxKey is the longest idempotency key, in bytes.
+const maxKey = 255
+
 // submission is what the three ways to submit have in common.
 type submission struct {
 	id, key string
@@ -35,6 +38,9 @@ func (s *server) build(ctx context.Context, in submission) (jobs.Submission, err
 	if limit := s.o.Limits().Job; int64(len(in.req.Args)+len(in.req.Kwargs)) > limit {
 		return jobs.Submission{}, &requestError{Code: codeBodyTooLarge, Detail: fmt.Sprintf("The arguments of a job may have %d bytes.", limit),
 			Fields: []wire.FieldError{{Pointer: in.pointer + "/args", Message: "is too large, together with kwargs"}}}
+	}
+	if len(in.key) > maxKey { // the schema bounds those of a batch, but not a header
+		return jobs.Submission{}, badParam("Idempotency-Key", fmt.Sprintf("may have at most %d bytes", maxKey))
 	}
 	spec := jobs.Spec{
 		Instance: in.req.Plugin, Args: in.req.Args, Kwargs: in.req.Kwargs, Stream: in.req.Stream, Priority: in.req.Priority,

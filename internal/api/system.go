@@ -41,6 +41,9 @@ func (s *server) GetWorker(_ context.Context, req wire.GetWorkerRequestObject) (
 // GetSystem is GET /v1/system.
 func (s *server) GetSystem(context.Context, wire.GetSystemRequestObject) (wire.GetSystemResponseObject, error) {
 	snap, fresh := s.o.Machine.Latest()
+	if snap.Monitor == "" { // registered, but it has not said anything yet
+		snap.Monitor, fresh = s.o.Machine.Registered(), false
+	}
 	return wire.GetSystem200JSONResponse(wireSystem(snap, fresh)), nil
 }
 
@@ -180,6 +183,9 @@ func (s *server) CreateToken(_ context.Context, req wire.CreateTokenRequestObjec
 // DeleteToken is DELETE /v1/tokens/{name}.
 func (s *server) DeleteToken(_ context.Context, req wire.DeleteTokenRequestObject) (wire.DeleteTokenResponseObject, error) {
 	err := s.o.Tokens.Delete(req.Name)
+	if err == nil {
+		s.sessions.end("token:" + req.Name)
+	}
 	if errors.Is(err, ErrTokenNotFound) {
 		return nil, &requestError{Code: codeTokenNotFound, Cause: err}
 	}
@@ -231,6 +237,20 @@ func (s *server) Metrics(ctx context.Context, _ wire.MetricsRequestObject) (wire
 // Openapi is GET /openapi.yaml.
 func (s *server) Openapi(context.Context, wire.OpenapiRequestObject) (wire.OpenapiResponseObject, error) {
 	return wire.Openapi200ApplicationyamlResponse{Body: bytes.NewReader(api.Spec), ContentLength: int64(len(api.Spec))}, nil
+}
+
+// schemaAnswer is the schema of manifests as it is.
+type schemaAnswer struct{}
+
+func (schemaAnswer) VisitManifestSchemaResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "application/schema+json")
+	_, err := w.Write(api.ManifestSchema)
+	return err
+}
+
+// ManifestSchema is GET /manifest.schema.json.
+func (s *server) ManifestSchema(context.Context, wire.ManifestSchemaRequestObject) (wire.ManifestSchemaResponseObject, error) {
+	return schemaAnswer{}, nil
 }
 
 // enumsOf lists the values that a schema's own fields may take.

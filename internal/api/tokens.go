@@ -1,10 +1,8 @@
 package api
 
 import (
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -118,9 +116,7 @@ func (t *Tokens) create(name string, role Role, lifetime time.Duration, keep fun
 	if !role.Valid() {
 		return Token{}, "", fmt.Errorf("cannot make a token with role %q", role)
 	}
-	raw := make([]byte, secretEntropy)
-	_, _ = rand.Read(raw) // never fails
-	secret := secretPrefix + base64.RawURLEncoding.EncodeToString(raw)
+	secret := secretPrefix + newSecret()
 	tok := Token{Name: name, Role: role, Hash: hashSecret(secret), CreatedAt: t.now().UTC().Truncate(time.Second)}
 	if lifetime > 0 {
 		tok.ExpiresAt = t.now().Add(lifetime).UTC().Truncate(time.Second)
@@ -150,7 +146,11 @@ func (t *Tokens) Delete(name string) error {
 	if len(list) == len(have) {
 		return ErrTokenNotFound
 	}
-	return t.saveLocked(list)
+	if err := t.saveLocked(list); err != nil {
+		return err
+	}
+	t.used.Delete(name) // a later token of the same name has not been used
+	return nil
 }
 
 // List returns the tokens by name, without hashes.

@@ -99,6 +99,18 @@ type ClientInterface interface {
 	// Corresponds with GET /livez (the `Livez` operationId).
 	Livez(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// Login Log a browser in
+	//
+	// Takes the code of a login link and sets an HttpOnly, SameSite=Strict cookie.
+	//
+	// Corresponds with GET /login (the `Login` operationId).
+	Login(ctx context.Context, params *LoginParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ManifestSchema JSON Schema of plugin manifests, for editors
+	//
+	// Corresponds with GET /manifest.schema.json (the `ManifestSchema` operationId).
+	ManifestSchema(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// Metrics Metrics for Prometheus
 	//
 	// Corresponds with GET /metrics (the `Metrics` operationId).
@@ -288,6 +300,26 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /v1/jobs:batch (the `SubmitBatch` operationId).
 	SubmitBatch(ctx context.Context, body SubmitBatchJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateLoginCodeWithBody Make a login link for a browser
+	//
+	// The code works once and for two minutes. The browser that opens the link stays logged in as the caller, with the role
+	// asked for, for a day at most: it ends with the daemon, and with the caller's token.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/login-codes (the `CreateLoginCode` operationId).
+	CreateLoginCodeWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateLoginCode Make a login link for a browser
+	//
+	// The code works once and for two minutes. The browser that opens the link stays logged in as the caller, with the role
+	// asked for, for a day at most: it ends with the daemon, and with the caller's token.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/login-codes (the `CreateLoginCode` operationId).
+	CreateLoginCode(ctx context.Context, body CreateLoginCodeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// PutMonitorWithBody Register the system monitor
 	//
@@ -569,6 +601,38 @@ type ClientInterface interface {
 // Corresponds with GET /livez (the `Livez` operationId).
 func (c *Client) Livez(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewLivezRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// Login Log a browser in
+//
+// Takes the code of a login link and sets an HttpOnly, SameSite=Strict cookie.
+//
+// Corresponds with GET /login (the `Login` operationId).
+func (c *Client) Login(ctx context.Context, params *LoginParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewLoginRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ManifestSchema JSON Schema of plugin manifests, for editors
+//
+// Corresponds with GET /manifest.schema.json (the `ManifestSchema` operationId).
+func (c *Client) ManifestSchema(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewManifestSchemaRequest(c.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -1009,6 +1073,46 @@ func (c *Client) SubmitBatchWithBody(ctx context.Context, contentType string, bo
 // Corresponds with POST /v1/jobs:batch (the `SubmitBatch` operationId).
 func (c *Client) SubmitBatch(ctx context.Context, body SubmitBatchJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewSubmitBatchRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateLoginCodeWithBody Make a login link for a browser
+//
+// The code works once and for two minutes. The browser that opens the link stays logged in as the caller, with the role
+// asked for, for a day at most: it ends with the daemon, and with the caller's token.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/login-codes (the `CreateLoginCode` operationId).
+func (c *Client) CreateLoginCodeWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateLoginCodeRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateLoginCode Make a login link for a browser
+//
+// The code works once and for two minutes. The browser that opens the link stays logged in as the caller, with the role
+// asked for, for a day at most: it ends with the daemon, and with the caller's token.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/login-codes (the `CreateLoginCode` operationId).
+func (c *Client) CreateLoginCode(ctx context.Context, body CreateLoginCodeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateLoginCodeRequest(c.Server, body)
 	if err != nil {
 		return nil, err
 	}
@@ -1743,6 +1847,83 @@ func NewLivezRequest(server string) (*http.Request, error) {
 	}
 
 	operationPath := fmt.Sprintf("/livez")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewLoginRequest constructs an http.Request for the Login method
+func NewLoginRequest(server string, params *LoginParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/login")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "code", params.Code, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewManifestSchemaRequest constructs an http.Request for the ManifestSchema method
+func NewManifestSchemaRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/manifest.schema.json")
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -2891,6 +3072,46 @@ func NewSubmitBatchRequestWithBody(server string, contentType string, body io.Re
 	}
 
 	operationPath := fmt.Sprintf("/v1/jobs:batch")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewCreateLoginCodeRequest calls the generic CreateLoginCode builder with application/json body
+func NewCreateLoginCodeRequest(server string, body CreateLoginCodeJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateLoginCodeRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewCreateLoginCodeRequestWithBody constructs an http.Request for the CreateLoginCode method, with any body, and a specified content type
+func NewCreateLoginCodeRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/login-codes")
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -4500,6 +4721,22 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /livez (the `Livez` operationId).
 	LivezWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*LivezResponse, error)
 
+	// LoginWithResponse Log a browser in
+	//
+	// Takes the code of a login link and sets an HttpOnly, SameSite=Strict cookie.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /login (the `Login` operationId).
+	LoginWithResponse(ctx context.Context, params *LoginParams, reqEditors ...RequestEditorFn) (*LoginResponse, error)
+
+	// ManifestSchemaWithResponse JSON Schema of plugin manifests, for editors
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /manifest.schema.json (the `ManifestSchema` operationId).
+	ManifestSchemaWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ManifestSchemaResponse, error)
+
 	// MetricsWithResponse Metrics for Prometheus
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -4719,6 +4956,26 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /v1/jobs:batch (the `SubmitBatch` operationId).
 	SubmitBatchWithResponse(ctx context.Context, body SubmitBatchJSONRequestBody, reqEditors ...RequestEditorFn) (*SubmitBatchResponse, error)
+
+	// CreateLoginCodeWithBodyWithResponse Make a login link for a browser
+	//
+	// The code works once and for two minutes. The browser that opens the link stays logged in as the caller, with the role
+	// asked for, for a day at most: it ends with the daemon, and with the caller's token.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/login-codes (the `CreateLoginCode` operationId).
+	CreateLoginCodeWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateLoginCodeResponse, error)
+
+	// CreateLoginCodeWithResponse Make a login link for a browser
+	//
+	// The code works once and for two minutes. The browser that opens the link stays logged in as the caller, with the role
+	// asked for, for a day at most: it ends with the daemon, and with the caller's token.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/login-codes (the `CreateLoginCode` operationId).
+	CreateLoginCodeWithResponse(ctx context.Context, body CreateLoginCodeJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateLoginCodeResponse, error)
 
 	// PutMonitorWithBodyWithResponse Register the system monitor
 	//
@@ -5111,6 +5368,118 @@ func (r LivezResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r LivezResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// LoginResponse303Headers the declared response headers of an HTTP 303 response for Login
+type LoginResponse303Headers struct {
+	Location       string
+	ReferrerPolicy string
+	SetCookie      string
+}
+
+// LoginResponseDefaultHeaders the declared response headers of an HTTP default response for Login
+type LoginResponseDefaultHeaders struct {
+	RetryAfter string
+}
+
+type LoginResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// Headers303 the parsed response headers for an HTTP 303 response
+	Headers303 *LoginResponse303Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *LoginResponseDefaultHeaders
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r LoginResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r LoginResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r LoginResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r LoginResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r LoginResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ManifestSchemaResponseDefaultHeaders the declared response headers of an HTTP default response for ManifestSchema
+type ManifestSchemaResponseDefaultHeaders struct {
+	RetryAfter string
+}
+
+type ManifestSchemaResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationschemaJSON200 the response for an HTTP 200 `application/schema+json` response
+	ApplicationschemaJSON200 *map[string]interface{}
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ManifestSchemaResponseDefaultHeaders
+}
+
+// GetApplicationschemaJSON200 returns the response for an HTTP 200 `application/schema+json` response
+func (r ManifestSchemaResponse) GetApplicationschemaJSON200() *map[string]interface{} {
+	return r.ApplicationschemaJSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ManifestSchemaResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ManifestSchemaResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ManifestSchemaResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ManifestSchemaResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ManifestSchemaResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -6309,6 +6678,61 @@ func (r SubmitBatchResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r SubmitBatchResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// CreateLoginCodeResponseDefaultHeaders the declared response headers of an HTTP default response for CreateLoginCode
+type CreateLoginCodeResponseDefaultHeaders struct {
+	RetryAfter string
+}
+
+type CreateLoginCodeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *LoginCode
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *CreateLoginCodeResponseDefaultHeaders
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateLoginCodeResponse) GetJSON201() *LoginCode {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CreateLoginCodeResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateLoginCodeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateLoginCodeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateLoginCodeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateLoginCodeResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -8371,6 +8795,34 @@ func (c *ClientWithResponses) LivezWithResponse(ctx context.Context, reqEditors 
 	return ParseLivezResponse(rsp)
 }
 
+// LoginWithResponse Log a browser in
+//
+// Takes the code of a login link and sets an HttpOnly, SameSite=Strict cookie.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /login (the `Login` operationId).
+func (c *ClientWithResponses) LoginWithResponse(ctx context.Context, params *LoginParams, reqEditors ...RequestEditorFn) (*LoginResponse, error) {
+	rsp, err := c.Login(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseLoginResponse(rsp)
+}
+
+// ManifestSchemaWithResponse JSON Schema of plugin manifests, for editors
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /manifest.schema.json (the `ManifestSchema` operationId).
+func (c *ClientWithResponses) ManifestSchemaWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ManifestSchemaResponse, error) {
+	rsp, err := c.ManifestSchema(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseManifestSchemaResponse(rsp)
+}
+
 // MetricsWithResponse Metrics for Prometheus
 //
 // Returns a wrapper object for the known response body format(s).
@@ -8739,6 +9191,38 @@ func (c *ClientWithResponses) SubmitBatchWithResponse(ctx context.Context, body 
 		return nil, err
 	}
 	return ParseSubmitBatchResponse(rsp)
+}
+
+// CreateLoginCodeWithBodyWithResponse Make a login link for a browser
+//
+// The code works once and for two minutes. The browser that opens the link stays logged in as the caller, with the role
+// asked for, for a day at most: it ends with the daemon, and with the caller's token.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/login-codes (the `CreateLoginCode` operationId).
+func (c *ClientWithResponses) CreateLoginCodeWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateLoginCodeResponse, error) {
+	rsp, err := c.CreateLoginCodeWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateLoginCodeResponse(rsp)
+}
+
+// CreateLoginCodeWithResponse Make a login link for a browser
+//
+// The code works once and for two minutes. The browser that opens the link stays logged in as the caller, with the role
+// asked for, for a day at most: it ends with the daemon, and with the caller's token.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/login-codes (the `CreateLoginCode` operationId).
+func (c *ClientWithResponses) CreateLoginCodeWithResponse(ctx context.Context, body CreateLoginCodeJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateLoginCodeResponse, error) {
+	rsp, err := c.CreateLoginCode(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateLoginCodeResponse(rsp)
 }
 
 // PutMonitorWithBodyWithResponse Register the system monitor
@@ -9379,6 +9863,118 @@ func ParseLivezResponse(rsp *http.Response) (*LivezResponse, error) {
 	switch {
 	case true:
 		var headers LivezResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseLoginResponse parses an HTTP response from a LoginWithResponse call
+func ParseLoginResponse(rsp *http.Response) (*LoginResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &LoginResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 303:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 303:
+		var headers LoginResponse303Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Referrer-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Referrer-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ReferrerPolicy = value
+		}
+		if values := rsp.Header.Values("Set-Cookie"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Set-Cookie", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.SetCookie = value
+		}
+		response.Headers303 = &headers
+	case true:
+		var headers LoginResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseManifestSchemaResponse parses an HTTP response from a ManifestSchemaWithResponse call
+func ParseManifestSchemaResponse(rsp *http.Response) (*ManifestSchemaResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ManifestSchemaResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest map[string]interface{}
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationschemaJSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers ManifestSchemaResponseDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
@@ -10294,6 +10890,12 @@ func ParseGetResultResponse(rsp *http.Response) (*GetResultResponse, error) {
 		}
 		response.JSON206 = &dest
 
+	case rsp.StatusCode == 304:
+		break // No content-type
+
+	case rsp.StatusCode == 412:
+		break // No content-type
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -10487,6 +11089,52 @@ func ParseSubmitBatchResponse(rsp *http.Response) (*SubmitBatchResponse, error) 
 	switch {
 	case true:
 		var headers SubmitBatchResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseCreateLoginCodeResponse parses an HTTP response from a CreateLoginCodeWithResponse call
+func ParseCreateLoginCodeResponse(rsp *http.Response) (*CreateLoginCodeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateLoginCodeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest LoginCode
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers CreateLoginCodeResponseDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {

@@ -849,6 +849,25 @@ type LogRecord struct {
 	Time   time.Time `json:"time"`
 }
 
+// LoginCode defines model for LoginCode.
+type LoginCode struct {
+	// Code Shown once.
+	Code      string    `json:"code"`
+	ExpiresAt time.Time `json:"expires_at"`
+
+	// Path Of the link, below the address of the daemon.
+	Path string `json:"path"`
+	Role Role   `json:"role"`
+
+	// Url The whole link; missing when the daemon does not listen on TCP.
+	Url string `json:"url,omitempty,omitzero"`
+}
+
+// LoginCodeRequest defines model for LoginCodeRequest.
+type LoginCodeRequest struct {
+	Role Role `json:"role,omitempty,omitzero"`
+}
+
 // Monitor defines model for Monitor.
 type Monitor struct {
 	// At Of its newest sample.
@@ -1292,6 +1311,11 @@ type Monitors = MonitorList
 // Plugins defines model for Plugins.
 type Plugins = PluginList
 
+// LoginParams defines parameters for Login.
+type LoginParams struct {
+	Code string `form:"code" json:"code"`
+}
+
 // StreamEventsParams defines parameters for StreamEvents.
 type StreamEventsParams struct {
 	// Kind Only these kinds; one that ends in `.` is a prefix, like `job.`. May be repeated.
@@ -1495,6 +1519,9 @@ type CancelJobJSONRequestBody = CancelRequest
 // SubmitBatchJSONRequestBody defines body for SubmitBatch for application/json ContentType.
 type SubmitBatchJSONRequestBody = BatchRequest
 
+// CreateLoginCodeJSONRequestBody defines body for CreateLoginCode for application/json ContentType.
+type CreateLoginCodeJSONRequestBody = LoginCodeRequest
+
 // PutMonitorJSONRequestBody defines body for PutMonitor for application/json ContentType.
 type PutMonitorJSONRequestBody = MonitorRequest
 
@@ -1600,6 +1627,12 @@ type ServerInterface interface {
 	// Livez Is the process alive
 	// (GET /livez)
 	Livez(w http.ResponseWriter, r *http.Request)
+	// Login Log a browser in
+	// (GET /login)
+	Login(w http.ResponseWriter, r *http.Request, params LoginParams)
+	// ManifestSchema JSON Schema of plugin manifests, for editors
+	// (GET /manifest.schema.json)
+	ManifestSchema(w http.ResponseWriter, r *http.Request)
 	// Metrics Metrics for Prometheus
 	// (GET /metrics)
 	Metrics(w http.ResponseWriter, r *http.Request)
@@ -1660,6 +1693,9 @@ type ServerInterface interface {
 	// SubmitBatch Submit many jobs in one transaction
 	// (POST /v1/jobs:batch)
 	SubmitBatch(w http.ResponseWriter, r *http.Request)
+	// CreateLoginCode Make a login link for a browser
+	// (POST /v1/login-codes)
+	CreateLoginCode(w http.ResponseWriter, r *http.Request)
 	// PutMonitor Register the system monitor
 	// (PUT /v1/monitor)
 	PutMonitor(w http.ResponseWriter, r *http.Request)
@@ -1783,6 +1819,18 @@ func (_ Unimplemented) Livez(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
+// Login Log a browser in
+// (GET /login)
+func (_ Unimplemented) Login(w http.ResponseWriter, r *http.Request, params LoginParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// ManifestSchema JSON Schema of plugin manifests, for editors
+// (GET /manifest.schema.json)
+func (_ Unimplemented) ManifestSchema(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
 // Metrics Metrics for Prometheus
 // (GET /metrics)
 func (_ Unimplemented) Metrics(w http.ResponseWriter, r *http.Request) {
@@ -1900,6 +1948,12 @@ func (_ Unimplemented) JobStream(w http.ResponseWriter, r *http.Request, id JobI
 // SubmitBatch Submit many jobs in one transaction
 // (POST /v1/jobs:batch)
 func (_ Unimplemented) SubmitBatch(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// CreateLoginCode Make a login link for a browser
+// (POST /v1/login-codes)
+func (_ Unimplemented) CreateLoginCode(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -2139,6 +2193,53 @@ func (siw *ServerInterfaceWrapper) Livez(w http.ResponseWriter, r *http.Request)
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.Livez(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// Login operation middleware
+func (siw *ServerInterfaceWrapper) Login(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params LoginParams
+
+	// ------------- Required query parameter "code" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "code", r.URL.Query(), &params.Code, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "code"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "code", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.Login(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ManifestSchema operation middleware
+func (siw *ServerInterfaceWrapper) ManifestSchema(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ManifestSchema(w, r)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -3004,6 +3105,20 @@ func (siw *ServerInterfaceWrapper) SubmitBatch(w http.ResponseWriter, r *http.Re
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.SubmitBatch(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// CreateLoginCode operation middleware
+func (siw *ServerInterfaceWrapper) CreateLoginCode(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateLoginCode(w, r)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -4287,6 +4402,12 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Delete(options.BaseURL+"/v1/tokens/{name}", wrapper.DeleteToken)
 	})
 	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/login-codes", wrapper.CreateLoginCode)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/login", wrapper.Login)
+	})
+	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/livez", wrapper.Livez)
 	})
 	r.Group(func(r chi.Router) {
@@ -4297,6 +4418,9 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/openapi.yaml", wrapper.Openapi)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/manifest.schema.json", wrapper.ManifestSchema)
 	})
 
 	return r
@@ -4417,6 +4541,91 @@ type LivezdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response LivezdefaultApplicationProblemPlusJSONResponse) VisitLivezResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type LoginRequestObject struct {
+	Params LoginParams
+}
+
+type LoginResponseObject interface {
+	VisitLoginResponse(w http.ResponseWriter) error
+}
+
+type Login303ResponseHeaders struct {
+	Location       string
+	ReferrerPolicy string
+	SetCookie      string
+}
+
+type Login303Response struct {
+	Headers Login303ResponseHeaders
+}
+
+func (response Login303Response) VisitLoginResponse(w http.ResponseWriter) error {
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.Header().Set("Referrer-Policy", fmt.Sprint(response.Headers.ReferrerPolicy))
+	w.Header().Set("Set-Cookie", fmt.Sprint(response.Headers.SetCookie))
+	w.WriteHeader(303)
+	return nil
+}
+
+type LogindefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response LogindefaultApplicationProblemPlusJSONResponse) VisitLoginResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ManifestSchemaRequestObject struct {
+}
+
+type ManifestSchemaResponseObject interface {
+	VisitManifestSchemaResponse(w http.ResponseWriter) error
+}
+
+type ManifestSchema200ApplicationSchemaPlusJSONResponse map[string]interface{}
+
+func (response ManifestSchema200ApplicationSchemaPlusJSONResponse) VisitManifestSchemaResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/schema+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ManifestSchemadefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response ManifestSchemadefaultApplicationProblemPlusJSONResponse) VisitManifestSchemaResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -5335,6 +5544,22 @@ func (response GetResult206ApplicationoctetStreamResponse) VisitGetResultRespons
 	return err
 }
 
+type GetResult304Response struct {
+}
+
+func (response GetResult304Response) VisitGetResultResponse(w http.ResponseWriter) error {
+	w.WriteHeader(304)
+	return nil
+}
+
+type GetResult412Response struct {
+}
+
+func (response GetResult412Response) VisitGetResultResponse(w http.ResponseWriter) error {
+	w.WriteHeader(412)
+	return nil
+}
+
 type GetResultdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
 	Headers    ProblemResponseHeaders
@@ -5497,6 +5722,47 @@ type SubmitBatchdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response SubmitBatchdefaultApplicationProblemPlusJSONResponse) VisitSubmitBatchResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateLoginCodeRequestObject struct {
+	Body *CreateLoginCodeJSONRequestBody
+}
+
+type CreateLoginCodeResponseObject interface {
+	VisitCreateLoginCodeResponse(w http.ResponseWriter) error
+}
+
+type CreateLoginCode201JSONResponse LoginCode
+
+func (response CreateLoginCode201JSONResponse) VisitCreateLoginCodeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateLoginCodedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response CreateLoginCodedefaultApplicationProblemPlusJSONResponse) VisitCreateLoginCodeResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -7111,6 +7377,12 @@ type StrictServerInterface interface {
 	// Livez Is the process alive
 	// (GET /livez)
 	Livez(ctx context.Context, request LivezRequestObject) (LivezResponseObject, error)
+	// Login Log a browser in
+	// (GET /login)
+	Login(ctx context.Context, request LoginRequestObject) (LoginResponseObject, error)
+	// ManifestSchema JSON Schema of plugin manifests, for editors
+	// (GET /manifest.schema.json)
+	ManifestSchema(ctx context.Context, request ManifestSchemaRequestObject) (ManifestSchemaResponseObject, error)
 	// Metrics Metrics for Prometheus
 	// (GET /metrics)
 	Metrics(ctx context.Context, request MetricsRequestObject) (MetricsResponseObject, error)
@@ -7171,6 +7443,9 @@ type StrictServerInterface interface {
 	// SubmitBatch Submit many jobs in one transaction
 	// (POST /v1/jobs:batch)
 	SubmitBatch(ctx context.Context, request SubmitBatchRequestObject) (SubmitBatchResponseObject, error)
+	// CreateLoginCode Make a login link for a browser
+	// (POST /v1/login-codes)
+	CreateLoginCode(ctx context.Context, request CreateLoginCodeRequestObject) (CreateLoginCodeResponseObject, error)
 	// PutMonitor Register the system monitor
 	// (PUT /v1/monitor)
 	PutMonitor(ctx context.Context, request PutMonitorRequestObject) (PutMonitorResponseObject, error)
@@ -7340,6 +7615,56 @@ func (sh *strictHandler) Livez(w http.ResponseWriter, r *http.Request) {
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(LivezResponseObject); ok {
 		if err := validResponse.VisitLivezResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// Login operation middleware
+func (sh *strictHandler) Login(w http.ResponseWriter, r *http.Request, params LoginParams) {
+	var request LoginRequestObject
+
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.Login(ctx, request.(LoginRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "Login")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(LoginResponseObject); ok {
+		if err := validResponse.VisitLoginResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ManifestSchema operation middleware
+func (sh *strictHandler) ManifestSchema(w http.ResponseWriter, r *http.Request) {
+	var request ManifestSchemaRequestObject
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ManifestSchema(ctx, request.(ManifestSchemaRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ManifestSchema")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ManifestSchemaResponseObject); ok {
+		if err := validResponse.VisitManifestSchemaResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
@@ -7894,6 +8219,40 @@ func (sh *strictHandler) SubmitBatch(w http.ResponseWriter, r *http.Request) {
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(SubmitBatchResponseObject); ok {
 		if err := validResponse.VisitSubmitBatchResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// CreateLoginCode operation middleware
+func (sh *strictHandler) CreateLoginCode(w http.ResponseWriter, r *http.Request) {
+	var request CreateLoginCodeRequestObject
+
+	var body CreateLoginCodeJSONRequestBody
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		if !errors.Is(err, io.EOF) {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+	} else {
+		request.Body = &body
+	}
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateLoginCode(ctx, request.(CreateLoginCodeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateLoginCode")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(CreateLoginCodeResponseObject); ok {
+		if err := validResponse.VisitCreateLoginCodeResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
