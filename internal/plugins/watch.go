@@ -32,12 +32,15 @@ func (c *Catalog) Run(ctx context.Context) error {
 	}
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
-		c.o.Log.Error("manifests are not watched: a change shows only after discover", zap.Error(err))
-		<-ctx.Done()
-		return nil
+		return c.unwatched(ctx, err)
 	}
 	defer w.Close()
-	l := &watchLoop{c: c, w: w, refused: map[string]bool{}}
+	parents, err := newParentWatch()
+	if err != nil {
+		return c.unwatched(ctx, err)
+	}
+	defer parents.close()
+	l := &watchLoop{c: c, w: w, parents: parents, refused: map[string]bool{}}
 	l.watch()
 	if _, err := c.Discover(ctx); err != nil {
 		return nil // only the context ends a search
@@ -45,10 +48,18 @@ func (c *Catalog) Run(ctx context.Context) error {
 	return l.run(ctx)
 }
 
+// unwatched is Run where nothing can be watched.
+func (c *Catalog) unwatched(ctx context.Context, err error) error {
+	c.o.Log.Error("manifests are not watched: a change shows only after discover", zap.Error(err))
+	<-ctx.Done()
+	return nil
+}
+
 // watchLoop belongs to Run's goroutine.
 type watchLoop struct {
 	c       *Catalog
 	w       *fsnotify.Watcher
+	parents *parentWatch
 	paths   []string        // the search path as last watched
 	refused map[string]bool // directories whose watch failed, told once
 }
@@ -73,6 +84,7 @@ func (l *watchLoop) run(ctx context.Context) error {
 			}
 			// Events may have been lost (queue overflow): search.
 			l.c.o.Log.Warn("watching manifests", zap.Error(err))
+		case <-l.parents.appeared:
 		case <-l.c.rescan:
 		case <-still.C:
 			deadline = time.Time{}
@@ -91,8 +103,7 @@ func (l *watchLoop) run(ctx context.Context) error {
 	}
 }
 
-// matters leaves out the noise of busy directories: a watched parent may be
-// somebody's home, a plugin's directory holds its caches.
+// matters leaves out the noise of busy directories: a plugin's holds its caches.
 func (l *watchLoop) matters(ev fsnotify.Event) bool {
 	dir, moved := filepath.Dir(ev.Name), ev.Has(fsnotify.Create|fsnotify.Remove|fsnotify.Rename)
 	for _, p := range l.paths {
@@ -114,9 +125,11 @@ func (l *watchLoop) watch() {
 	l.paths = l.c.paths
 	l.c.mu.RUnlock()
 	wanted := map[string]bool{}
+	l.parents.begin()
 	for _, dir := range l.paths {
 		l.watchPath(dir, wanted)
 	}
+	l.parents.finish()
 	for _, have := range l.w.WatchList() {
 		if !wanted[have] {
 			_ = l.w.Remove(have) // gone already is as good
@@ -135,13 +148,16 @@ func (l *watchLoop) watchPath(dir string, wanted map[string]bool) {
 			}
 			continue
 		}
-		if !l.add(at, wanted) {
-			return
-		}
 		if at == dir {
+			if !l.add(at, wanted) {
+				return
+			}
 			break
 		}
 		next := firstBelow(at, dir)
+		if !l.told(at, l.parents.add(at, filepath.Base(next))) {
+			return
+		}
 		if info, err := os.Stat(next); err == nil && info.IsDir() { // made since: begin again
 			l.watchPath(dir, wanted)
 		}
@@ -171,7 +187,11 @@ func (l *watchLoop) add(dir string, wanted map[string]bool) bool {
 	if slices.Contains(l.w.WatchList(), dir) {
 		return true
 	}
-	err := l.w.Add(dir)
+	return l.told(dir, l.w.Add(dir))
+}
+
+// told reports whether dir is watched, and says so in the log when it is not.
+func (l *watchLoop) told(dir string, err error) bool {
 	if err != nil && !errors.Is(err, os.ErrNotExist) && !l.refused[dir] {
 		l.refused[dir] = true
 		l.c.o.Log.Error("directory is not watched: a change of its manifests shows only after discover", zap.String("dir", dir), zap.Error(err))

@@ -103,3 +103,37 @@ func TestWatch_CanBeOff(t *testing.T) {
 	require.NoError(t, b.c.Run(ctx))
 	require.Empty(t, b.c.Plugins())
 }
+
+// Seen: a daemon started in its own state directory, where ./.cjm/plugins does
+// not exist, heard of every write of its database, 33 times for each job.
+func TestWatch_BusyParentOfAMissingDirectoryIsNotHeard(t *testing.T) {
+	t.Parallel()
+	w, err := newParentWatch()
+	require.NoError(t, err)
+	defer w.close()
+	dir := t.TempDir()
+	busy, err := os.Create(filepath.Join(dir, "cjmd.db-wal"))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, busy.Close()) }()
+	w.begin()
+	require.NoError(t, w.add(dir, "plugins"))
+	w.finish()
+
+	heard := func() bool {
+		select {
+		case <-w.appeared:
+			return true
+		default:
+			return false
+		}
+	}
+	for range 100 {
+		_, err := busy.WriteString("page")
+		require.NoError(t, err)
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "other"), nil, 0o600))
+	require.False(t, heard())
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "plugins"), 0o700))
+	<-w.appeared // the events come in order: nothing before this one was told
+	require.False(t, heard())
+}
