@@ -64,7 +64,14 @@ func (q *Queue) intendCancelLocked(e *entry, by, reason string) *Ticket {
 		Change: &Change{ID: e.id, From: Running, Action: "cancel", CancelRequestedAt: now, CancelReason: reason,
 			Events: []events.Draft{jobEvent(events.JobCancelRequested, e.id, e.group.instance, now,
 				eventData{"by": by, "reason": reason})}},
-		Applied: func(w Written) { q.bump(e, w) },
+		Applied: func(w Written) {
+			q.mu.Lock()
+			defer q.mu.Unlock()
+			if w.Err == nil {
+				e.revision++
+				r.cancelStored = true
+			}
+		},
 	})
 	return r.cancelTicket
 }
@@ -121,7 +128,7 @@ func (q *Queue) moveLocked(e *entry, ch *Change, applied func()) *Ticket {
 			if w.Err == nil {
 				q.endIfDepFailedLocked(e)
 			} else {
-				q.timerLocked(e, max(e.timerAt, q.now().Add(time.Second).UnixNano()))
+				q.timerLocked(e, q.now().Add(time.Second).UnixNano()) // looked at again, whatever it waits for
 			}
 			q.wake()
 		}
@@ -152,6 +159,11 @@ func (q *Queue) Patch(ctx context.Context, id ID, p Patch) (Job, error) {
 func (q *Queue) patchLocked(e *entry, p Patch) (*Ticket, error) {
 	if p.IfMatch != 0 && p.IfMatch != e.revision {
 		return nil, &RevisionError{Have: e.revision, Want: p.IfMatch}
+	}
+	if p.Priority != nil {
+		if err := checkPriority(*p.Priority); err != nil {
+			return nil, err
+		}
 	}
 	if p.Priority != nil && e.status != Pending {
 		return nil, &StateConflictError{ID: e.id, Status: e.status, Action: "change the priority of"}

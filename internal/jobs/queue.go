@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -64,9 +65,10 @@ type Queue struct {
 	logs  *joblog.Set
 	now   func() time.Time // in UTC, wall clock only
 
-	changed   chan struct{} // capacity 1; wake-ups merge
-	pruneKick chan struct{} // capacity 1
-	controlCh chan struct{} // capacity 1: held while a control is written
+	changed    chan struct{} // capacity 1; wake-ups merge
+	pruneKick  chan struct{} // capacity 1
+	controlCh  chan struct{} // capacity 1: held while a control is written
+	leftoverCh chan struct{} // capacity 1: held while files of pruned jobs are removed
 
 	// mu is taken by callers and by the store's writer (in Applied). Under it
 	// only Store.Write and Store.Emit are called, which queue and return.
@@ -175,7 +177,7 @@ func NewQueue(o Options) (*Queue, error) {
 	q := &Queue{
 		opts: o, store: o.Store, hub: o.Hub, log: o.Log,
 		now:     func() time.Time { return o.Now().UTC().Round(0) }, // as it is read back from the store
-		changed: make(chan struct{}, 1), pruneKick: make(chan struct{}, 1), controlCh: make(chan struct{}, 1),
+		changed: make(chan struct{}, 1), pruneKick: make(chan struct{}, 1), controlCh: make(chan struct{}, 1), leftoverCh: make(chan struct{}, 1),
 		jobs: map[ID]*entry{}, running: map[*entry]struct{}{}, groups: map[string]*group{}, dependents: map[ID][]*entry{}, recent: map[ID]*endedJob{}, controls: map[string]Mode{},
 		keepJobs: o.KeepJobs, keepAge: o.KeepAge,
 		waiting: btree.NewG(treeDegree, less), timers: btree.NewG(treeDegree, lessTimer),
@@ -389,7 +391,8 @@ func (q *Queue) rememberLocked(j Job, result []byte) {
 	if len(result) > recentBody {
 		result = nil
 	}
-	q.recent[j.ID] = &endedJob{job: j, result: result}
+	// The result may be a small part of the large buffer it was received in.
+	q.recent[j.ID] = &endedJob{job: j, result: bytes.Clone(result)}
 	if len(q.recentRing) < recentJobs {
 		q.recentRing = append(q.recentRing, j.ID)
 		return

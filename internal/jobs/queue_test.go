@@ -29,6 +29,7 @@ type box struct {
 	store *sqlitestore.Store
 	hub   *events.Hub
 	opts  jobs.Options
+	wrap  func(jobs.Store) jobs.Store // what the queue sees of the store
 
 	mu  sync.Mutex
 	now time.Time
@@ -52,7 +53,11 @@ func (b *box) open() jobs.Recovered {
 	require.NoError(b.t, err)
 	b.hub = events.NewHub(events.Options{Source: b.store, Ring: 64})
 	o := b.opts
-	o.Store, o.Hub, o.LogDir, o.JobDir, o.Now = b.store, b.hub, filepath.Join(b.dir, "joblogs"), filepath.Join(b.dir, "jobs"), b.clock
+	seen := jobs.Store(b.store)
+	if b.wrap != nil {
+		seen = b.wrap(b.store)
+	}
+	o.Store, o.Hub, o.LogDir, o.JobDir, o.Now = seen, b.hub, filepath.Join(b.dir, "joblogs"), filepath.Join(b.dir, "jobs"), b.clock
 	b.Queue, err = jobs.NewQueue(o)
 	require.NoError(b.t, err)
 	rec, err := b.Recover(b.ctx())

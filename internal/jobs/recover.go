@@ -34,8 +34,7 @@ func (q *Queue) Recover(ctx context.Context) (Recovered, error) {
 	if err != nil {
 		return rec, err
 	}
-	var waitDeps []ActiveJob
-	var running []ActiveJob
+	var waitDeps, running, unwanted []ActiveJob
 	q.mu.Lock()
 	q.totals = Totals{Completed: totals.Completed, Failed: totals.Failed, Cancelled: totals.Cancelled}
 	q.mu.Unlock()
@@ -43,8 +42,11 @@ func (q *Queue) Recover(ctx context.Context) (Recovered, error) {
 		q.mu.Lock()
 		defer q.mu.Unlock()
 		e := q.activeEntryLocked(a)
-		if a.Status == Running {
+		switch {
+		case a.Status == Running:
 			running = append(running, a)
+		case !a.CancelRequestedAt.IsZero(): // requeued in the instant of the cancel, which was acknowledged
+			unwanted = append(unwanted, a)
 		}
 		if len(a.DependsOn) > 0 && a.Attempt == 0 {
 			waitDeps = append(waitDeps, a)
@@ -59,6 +61,9 @@ func (q *Queue) Recover(ctx context.Context) (Recovered, error) {
 		return rec, err
 	}
 	if rec, err = q.recoverRunning(ctx, running); err != nil {
+		return rec, err
+	}
+	if err := q.cancelUnwanted(ctx, unwanted); err != nil {
 		return rec, err
 	}
 	q.mu.Lock()
@@ -115,6 +120,25 @@ func (q *Queue) recoverRunning(ctx context.Context, running []ActiveJob) (rec Re
 		}
 	}
 	return rec, errors.Join(errs...)
+}
+
+// cancelUnwanted ends pending jobs whose cancel is on record.
+func (q *Queue) cancelUnwanted(ctx context.Context, unwanted []ActiveJob) error {
+	for _, a := range unwanted {
+		q.mu.Lock()
+		var t *Ticket
+		if e, _ := q.settledLocked(a.ID); e != nil { // else it is being ended for another reason
+			t = q.endPendingLocked(e, pendingEnd{status: Cancelled, action: "cancel", reason: a.CancelReason})
+		}
+		q.mu.Unlock()
+		if t == nil {
+			continue
+		}
+		if _, err := t.Wait(ctx); err != nil && !ended(err) {
+			return fmt.Errorf("cannot recover a job: %w", err)
+		}
+	}
+	return nil
 }
 
 // recovered runs on the store's writer.
@@ -200,6 +224,11 @@ func (q *Queue) Prune(ctx context.Context) error {
 // removeLeftovers removes the files of pruned jobs, also of those that the last
 // process pruned and did not finish.
 func (q *Queue) removeLeftovers(ctx context.Context) error {
+	// One at a time: another's list would be stale once a name is free again.
+	if err := acquire(ctx, q.leftoverCh); err != nil {
+		return err
+	}
+	defer func() { <-q.leftoverCh }()
 	for {
 		ids, err := q.store.Leftovers(ctx)
 		if err != nil || len(ids) == 0 {

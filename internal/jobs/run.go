@@ -30,6 +30,7 @@ type Run struct {
 	startErr     error
 	startTries   int
 	cancelTicket *Ticket
+	cancelStored bool
 	ended        bool
 	phases       map[string]bool // cancel phases told
 }
@@ -269,8 +270,9 @@ func (r *Run) Finish(ctx context.Context, out Outcome) (Job, error) {
 		return Job{}, fmt.Errorf("cannot finish job %s: %w", id, err)
 	}
 	defer func() { <-r.finishing }()
+	result := storedResult(out) // not under the lock: a checksum of a large one takes its time
 	for wait := retryFirst; ; wait = min(2*wait, retryMax) {
-		ch, applied, err := r.decide(out)
+		ch, applied, err := r.decide(out, result)
 		if err != nil {
 			return Job{}, err
 		}
@@ -318,7 +320,7 @@ func (r *Run) after(ctx context.Context) (Job, error) {
 }
 
 // decide turns an outcome into the change that follows from it.
-func (r *Run) decide(out Outcome) (*Change, func(), error) {
+func (r *Run) decide(out Outcome, result *StoredResult) (*Change, func(), error) {
 	q := r.q
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -342,7 +344,7 @@ func (r *Run) decide(out Outcome) (*Change, func(), error) {
 	case !out.Status.Final():
 		return nil, nil, &StateConflictError{ID: r.e.id, Status: r.e.status, Action: "finish as " + string(out.Status)}
 	}
-	ch, applied := r.endLocked(out)
+	ch, applied := r.endLocked(out, result)
 	return ch, applied, nil
 }
 
@@ -390,22 +392,32 @@ func (r *Run) requeueLocked(out Outcome) (*Change, func()) {
 	}
 }
 
-func (r *Run) endLocked(out Outcome) (*Change, func()) {
+// storedResult describes what an attempt returned; nil when that is nothing.
+func storedResult(out Outcome) *StoredResult {
+	if out.Result == nil {
+		return nil
+	}
+	sum := sha256.Sum256(out.Result)
+	info := ResultInfo{Size: int64(len(out.Result)), ContentType: out.ContentType, SHA256: hex.EncodeToString(sum[:])}
+	if info.ContentType == "" {
+		info.ContentType = "application/json"
+	}
+	return &StoredResult{Info: info, Body: out.Result}
+}
+
+func (r *Run) endLocked(out Outcome, result *StoredResult) (*Change, func()) {
 	q, e := r.q, r.e
 	now := q.now()
-	progress := r.job.Progress
+	progress, message := r.job.Progress, r.job.ProgressMessage
+	if out.Status == Completed {
+		progress = 1
+	}
 	ch := &Change{ID: e.id, From: Running, To: out.Status, Action: "finish", FinishedAt: now, Error: out.Error,
-		Progress: &progress, ProgressMessage: r.job.ProgressMessage}
+		Progress: &progress, ProgressMessage: message, Result: result}
 	data := eventData{"attempt": r.attempt}
-	if out.Result != nil {
-		sum := sha256.Sum256(out.Result)
-		info := ResultInfo{Size: int64(len(out.Result)), ContentType: out.ContentType,
-			Partial: out.Partial || out.Status != Completed, SHA256: hex.EncodeToString(sum[:])}
-		if info.ContentType == "" {
-			info.ContentType = "application/json"
-		}
-		ch.Result = &StoredResult{Info: info, Body: out.Result}
-		data["result"] = eventData{"size": info.Size, "content_type": info.ContentType, "partial": info.Partial}
+	if result != nil {
+		result.Info.Partial = out.Partial || out.Status != Completed
+		data["result"] = eventData{"size": result.Info.Size, "content_type": result.Info.ContentType, "partial": result.Info.Partial}
 	}
 	kind := events.JobCompleted
 	switch out.Status {
@@ -423,8 +435,12 @@ func (r *Run) endLocked(out Outcome) (*Change, func()) {
 		r.ended = true
 		e.revision++
 		r.job.Status, r.job.Phase, r.job.FinishedAt, r.job.Error, r.job.Revision = out.Status, "", now, out.Error, e.revision
-		if ch.Result != nil {
-			r.job.Result = &ch.Result.Info
+		r.job.Progress, r.job.ProgressMessage = progress, message
+		if !r.cancelStored { // it came too late
+			r.job.CancelRequestedAt, r.job.CancelReason = time.Time{}, ""
+		}
+		if result != nil {
+			r.job.Result = &result.Info
 		}
 		q.rememberLocked(r.job, out.Result)
 		q.removeLocked(e, out.Status)

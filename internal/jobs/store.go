@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"context"
+	"errors"
 	"io"
 	"time"
 
@@ -36,7 +37,8 @@ type Store interface {
 	Totals(ctx context.Context) (Totals, error)
 	// JobEvents returns the journal's events of one job with Seq > after, in
 	// order, for as long as the job is retained, also where the journal itself
-	// no longer reaches back as far.
+	// no longer reaches back as far. Those of an earlier job of the same id, up to
+	// its pruning, are not among them.
 	JobEvents(ctx context.Context, id string, after events.Seq) ([]events.Event, error)
 	// Result opens a stored result. ErrNotFound when the job has none.
 	Result(ctx context.Context, id ID) (io.ReadSeekCloser, error)
@@ -44,7 +46,8 @@ type Store interface {
 	// Prune deletes up to limit final jobs that are neither within the keep
 	// newest final ones nor finished after before, with their results. The ids
 	// stay listed as Leftovers until Forget, so that files beside the store are
-	// removed even when the process dies in between.
+	// removed even when the process dies in between, and never those of a new job
+	// of the same name.
 	Prune(ctx context.Context, keep int, before time.Time, limit int) ([]ID, error)
 	Leftovers(ctx context.Context) ([]ID, error)
 	Forget(ctx context.Context, ids []ID) error
@@ -87,16 +90,26 @@ type NewJob struct {
 	Key string // idempotency key, "" for none
 	// Hash is the canonical hash of the body; nil when neither a key nor an id was
 	// chosen by the client. A known key or id with the same hash is not inserted again.
-	Hash   []byte
-	Events []events.Draft
+	Hash []byte
+	// ChosenID says that the client chose the id: a Key that names another job is
+	// an *IdempotencyError then, and an id that is among the Leftovers is refused
+	// with ErrLeftover.
+	ChosenID bool
+	Events   []events.Draft
 }
 
-// Inserted answers one NewJob. Created is false when ID existed before.
+// Inserted answers one NewJob. Created is false when ID existed before; Status
+// is the job's then.
 type Inserted struct {
 	ID      ID
 	Seq     int64
 	Created bool
+	Status  Status
 }
+
+// ErrLeftover refuses a chosen id while files of a pruned job of that name may
+// still exist.
+var ErrLeftover = errors.New("files of an earlier job with this id are being removed")
 
 // Change moves or edits one job. Zero fields leave the row as it is.
 type Change struct {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"time"
@@ -40,6 +41,11 @@ func (q *Queue) Submit(ctx context.Context, subs []Submission) ([]Submitted, err
 			continue
 		}
 		w, err := t.Wait(ctx)
+		if errors.Is(err, ErrLeftover) {
+			if err = q.removeLeftovers(ctx); err == nil {
+				continue
+			}
+		}
 		if err != nil {
 			return nil, fmt.Errorf("cannot submit: %w", err)
 		}
@@ -125,7 +131,7 @@ func (q *Queue) newRow(sub Submission, now time.Time) (NewJob, error) {
 	if len(sp.DependsOn) > 0 {
 		data["depends_on"] = sp.DependsOn
 	}
-	return NewJob{Job: j, Key: sub.IdempotencyKey, Hash: hash,
+	return NewJob{Job: j, Key: sub.IdempotencyKey, Hash: hash, ChosenID: sub.ID != "",
 		Events: []events.Draft{jobEvent(events.JobSubmitted, id, sp.Instance, now, data)}}, nil
 }
 
@@ -153,7 +159,12 @@ func checkSpec(sp Spec) error {
 		return &InvalidError{Field: "plugin", Message: "must name a plugin or instance"}
 	case sp.MaxAttempts < 0:
 		return &InvalidError{Field: "max_attempts", Message: "must be at least 1"}
-	case sp.Priority > math.MaxInt32 || sp.Priority < math.MinInt32:
+	}
+	return checkPriority(sp.Priority)
+}
+
+func checkPriority(p int) error {
+	if p > math.MaxInt32 || p < math.MinInt32 {
 		return &InvalidError{Field: "priority", Message: "must fit in 32 bits"}
 	}
 	return nil
@@ -213,6 +224,9 @@ func (q *Queue) inserted(b *batch, w Written) {
 	for i, e := range b.entries {
 		if w.Err != nil || !w.Inserted[i].Created {
 			q.forgetDepsLocked(e)
+			if w.Err == nil && w.Inserted[i].Status.Final() { // a later job of the batch may wait for it
+				q.depEndedLocked(w.Inserted[i].ID, w.Inserted[i].Status)
+			}
 			continue
 		}
 		e.seq = w.Inserted[i].Seq
@@ -246,11 +260,6 @@ func (q *Queue) answer(ctx context.Context, b *batch, w Written) ([]Submitted, e
 			return nil, err
 		}
 		out[i] = Submitted{Job: j}
-		if j.Status.Final() { // a later job of the batch may wait for it
-			q.mu.Lock()
-			q.depEndedLocked(j.ID, j.Status)
-			q.mu.Unlock()
-		}
 	}
 	return out, nil
 }

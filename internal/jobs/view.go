@@ -29,15 +29,14 @@ func (j Job) clone() Job {
 func (q *Queue) Get(ctx context.Context, id ID) (Job, error) {
 	for {
 		q.mu.Lock()
-		if old := q.recent[id]; old != nil {
-			q.mu.Unlock()
-			return old.job.clone(), nil
-		}
-		if e := q.jobs[id]; e != nil {
+		if e := q.jobs[id]; e != nil { // first: the id of a pruned job may be used again
 			if j, ok := q.wholeLocked(e); ok {
 				q.mu.Unlock()
 				return j.clone(), nil
 			}
+		} else if old := q.recent[id]; old != nil {
+			q.mu.Unlock()
+			return old.job.clone(), nil
 		}
 		q.mu.Unlock()
 		j, err := q.stored(ctx, id)

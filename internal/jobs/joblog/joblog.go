@@ -47,7 +47,7 @@ type Record struct {
 // Limits bound a log; zero values mean the defaults.
 type Limits struct {
 	SegmentBytes int64 // 4 MiB
-	TotalBytes   int64 // 64 MiB; the oldest segments go first
+	TotalBytes   int64 // 64 MiB; the oldest segments go first, never the newest record
 	RingRecords  int   // newest records kept in memory for live readers: 1024
 	RingBytes    int   // 1 MiB
 }
@@ -161,8 +161,17 @@ func (s *Set) Committed(evs []events.Event) {
 	}
 }
 
-// Remove deletes the log of a job that is gone.
+// Remove deletes the log of a job that is gone and ends its readers: the next
+// job of that name begins a log of its own.
 func (s *Set) Remove(id string) error {
+	s.mu.Lock()
+	if l := s.logs[id]; l != nil {
+		delete(s.logs, id)
+		if err := l.shut(); err != nil {
+			s.opts.Log.Warn("cannot close a job log", zap.String("job", id), zap.Error(err))
+		}
+	}
+	s.mu.Unlock()
 	if err := os.RemoveAll(s.opts.Path(id)); err != nil {
 		return fmt.Errorf("cannot remove the log of job %s: %w", id, err)
 	}

@@ -12,8 +12,12 @@ import (
 	"time"
 )
 
-// readAhead is how many records a reader takes at a time.
-const readAhead = 64
+// A reader takes so many records at a time, and no further one once it holds so
+// many bytes.
+const (
+	readAhead      = 64
+	readAheadBytes = 256 << 10
+)
 
 // Reader follows one log with its own cursor. Next is for one goroutine at a
 // time; Close is safe from any.
@@ -26,8 +30,9 @@ type Reader struct {
 	buf   []Record
 
 	file *os.File // of the segment being read, nil when reading from memory
-	br   *bufio.Reader
-	seg  uint64 // its first record
+	part *settled
+	br   *bufio.Reader // of part
+	seg  uint64        // its first record
 
 	once sync.Once
 	done chan struct{}
@@ -103,8 +108,7 @@ func (r *Reader) fill() (gap Record, wait <-chan struct{}, err error) {
 		}
 	}
 	if r.next < l.first {
-		gap = Record{N: l.first - 1, At: time.Now().UTC(), Kind: KindGap,
-			Data: fmt.Appendf(nil, `{"from":%d,"to":%d}`, r.next, l.first-1)}
+		gap = gapRecord(r.next, l.first-1)
 		r.next = l.first
 		l.mu.Unlock()
 		return gap, nil, nil
@@ -124,7 +128,34 @@ func (r *Reader) fill() (gap Record, wait <-chan struct{}, err error) {
 	}
 	seg, end := l.segmentLocked(r.next)
 	l.mu.Unlock()
-	return Record{}, nil, r.readFile(seg, end)
+	if err := r.readFile(seg, end); !errors.Is(err, errTorn) || len(r.buf) > 0 {
+		return Record{}, nil, err
+	}
+	// A power cut spoilt the rest of this segment, which is not the newest one.
+	gap = gapRecord(r.next, end-1)
+	r.next = end
+	return gap, nil, r.closeFile()
+}
+
+// gapRecord tells a reader that the records from…to are not to be had.
+func gapRecord(from, to uint64) Record {
+	return Record{N: to, At: time.Now().UTC(), Kind: KindGap, Data: fmt.Appendf(nil, `{"from":%d,"to":%d}`, from, to)}
+}
+
+// settled reads of a growing file what was wholly written when the reader last
+// looked: behind that a write may be under way that fails and is taken back.
+type settled struct {
+	file     *os.File
+	off, end int64
+}
+
+func (s *settled) Read(p []byte) (int, error) {
+	if s.off >= s.end {
+		return 0, io.EOF
+	}
+	n, err := s.file.ReadAt(p[:min(int64(len(p)), s.end-s.off)], s.off)
+	s.off += int64(n)
+	return n, err
 }
 
 // segmentLocked returns the segment that holds n and the first number that is
@@ -150,14 +181,17 @@ func (r *Reader) readFile(seg segment, end uint64) error {
 			return err
 		}
 	}
+	r.part.end = seg.size
 	r.buf = r.buf[:0:0]
-	for n := r.next; n < end && len(r.buf) < readAhead; {
+	size := 0
+	for n := r.next; n < end && len(r.buf) < readAhead && size < readAheadBytes; {
 		rec, _, err := readRecord(r.br)
 		if err != nil {
 			return fmt.Errorf("cannot read the log of job %s: record %d: %w", r.log.id, n, err)
 		}
 		if rec.N >= n {
 			r.buf = append(r.buf, rec)
+			size += len(rec.Data)
 			n = rec.N + 1
 		}
 	}
@@ -180,7 +214,8 @@ func (r *Reader) openSegment(seg segment) error {
 	if err != nil {
 		return fmt.Errorf("cannot read the log of job %s: %w", r.log.id, err)
 	}
-	r.file, r.br, r.seg = f, bufio.NewReaderSize(f, 64<<10), seg.first
+	r.file, r.part, r.seg = f, &settled{file: f, end: seg.size}, seg.first
+	r.br = bufio.NewReaderSize(r.part, 64<<10)
 	if _, _, err := readHeader(r.br); err != nil {
 		return fmt.Errorf("cannot read the log of job %s: %w", r.log.id, errors.Join(err, r.closeFile()))
 	}
@@ -192,6 +227,6 @@ func (r *Reader) closeFile() error {
 		return nil
 	}
 	f := r.file
-	r.file, r.br = nil, nil
+	r.file, r.part, r.br = nil, nil, nil
 	return f.Close()
 }

@@ -192,8 +192,9 @@ func (l *Log) scan(seg *segment) error {
 // new segment where needed. A write that fails leaves no trace.
 func (l *Log) writeLocked(rec Record) error {
 	lim := l.set.opts.Limits
-	if len(l.segs) == 0 || l.segs[len(l.segs)-1].size >= lim.SegmentBytes {
-		if err := l.rollLocked(rec); err != nil {
+	l.scratch = appendRecord(l.scratch[:0], rec)
+	if n := len(l.segs); n == 0 || l.segs[n-1].size > headerSize && l.segs[n-1].size+int64(len(l.scratch)) > lim.SegmentBytes {
+		if err := l.rollLocked(rec, max(int64(len(l.scratch))+headerSize, lim.SegmentBytes)); err != nil {
 			return err
 		}
 	}
@@ -205,7 +206,6 @@ func (l *Log) writeLocked(rec Record) error {
 		}
 		l.file = f
 	}
-	l.scratch = appendRecord(l.scratch[:0], rec)
 	n, err := l.file.WriteAt(l.scratch, seg.size)
 	if err != nil {
 		if n > 0 {
@@ -220,8 +220,9 @@ func (l *Log) writeLocked(rec Record) error {
 	return nil
 }
 
-// rollLocked begins a segment with rec and drops the oldest ones beyond the bound.
-func (l *Log) rollLocked(rec Record) error {
+// rollLocked begins a segment with rec, which may grow to size, and drops the
+// oldest ones beyond the bound.
+func (l *Log) rollLocked(rec Record, size int64) error {
 	if len(l.segs) == 0 {
 		if err := os.MkdirAll(l.dir, 0o700); err != nil {
 			return err
@@ -248,8 +249,7 @@ func (l *Log) rollLocked(rec Record) error {
 	for _, s := range l.segs {
 		total += s.size
 	}
-	lim := l.set.opts.Limits
-	for len(l.segs) > 1 && total+lim.SegmentBytes > lim.TotalBytes {
+	for len(l.segs) > 1 && total+size > l.set.opts.Limits.TotalBytes {
 		err = errors.Join(err, os.Remove(l.segs[0].path))
 		total -= l.segs[0].size
 		l.segs = l.segs[1:]

@@ -60,6 +60,9 @@ func migrateWith(ctx context.Context, db *sql.DB, path string, scripts []string)
 		if err := os.Remove(backup); err != nil && !os.IsNotExist(err) {
 			return false, fmt.Errorf("cannot replace the backup %s: %w", backup, err)
 		}
+		if err := private(backup); err != nil {
+			return false, err
+		}
 		if _, err := db.ExecContext(ctx, `VACUUM INTO ?`, backup); err != nil {
 			return false, fmt.Errorf("cannot back up %s before a migration: %w", path, err)
 		}

@@ -68,6 +68,27 @@ func (e *FutureError) Error() string {
 	return fmt.Sprintf("cannot use %s: its schema %d is from a newer version (this one knows up to %d)", e.Path, e.Have, e.Known)
 }
 
+// DamagedError says that the database cannot be read.
+type DamagedError struct {
+	Path string
+	Err  error
+}
+
+func (e *DamagedError) Error() string {
+	return fmt.Sprintf("cannot use %s: it is damaged (%v); restore a backup or move it away together with its -wal and -shm files", e.Path, e.Err)
+}
+
+func (e *DamagedError) Unwrap() error { return e.Err }
+
+// damage tells a damaged database from other reasons why it cannot be opened.
+func (s *Store) damage(err error) error {
+	var e sqlite3.Error
+	if errors.As(err, &e) && (e.Code == sqlite3.ErrCorrupt || e.Code == sqlite3.ErrNotADB) {
+		return &DamagedError{Path: s.path, Err: e}
+	}
+	return err
+}
+
 // Store implements jobs.Store and plugins.InstanceStore. Safe from any goroutine.
 type Store struct {
 	opts Options
@@ -121,7 +142,41 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	return s, nil
 }
 
+// private makes the file, or an existing one, its owner's alone: arguments and
+// results are nobody else's business, whatever the mode of the directory. SQLite
+// gives the files beside a database the database's mode.
+func private(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("cannot open %s: %w", path, err)
+	}
+	if err := errors.Join(f.Chmod(0o600), f.Close()); err != nil {
+		return fmt.Errorf("cannot make %s private: %w", path, err)
+	}
+	return nil
+}
+
+// removeUnfinished removes what a process that died left of results it was writing.
+func removeUnfinished(dir string) error {
+	names, err := os.ReadDir(dir)
+	for _, name := range names {
+		if strings.HasPrefix(name.Name(), ".") {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, name.Name())))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("cannot remove unfinished results: %w", err)
+	}
+	return nil
+}
+
 func (s *Store) open(ctx context.Context) error {
+	if err := private(s.path); err != nil {
+		return err
+	}
+	if err := removeUnfinished(filepath.Join(s.opts.Dir, resultsDir)); err != nil {
+		return err
+	}
 	if err := s.prepare(ctx); err != nil {
 		return err
 	}
@@ -164,19 +219,19 @@ func (s *Store) prepare(ctx context.Context) error {
 	db.SetMaxOpenConns(1)
 	isNew, err := migrate(ctx, db, s.path)
 	if err != nil {
-		return err
+		return s.damage(err)
 	}
 	var clean int
 	if err := db.QueryRowContext(ctx, `SELECT value FROM meta WHERE key = 'clean'`).Scan(&clean); err != nil {
-		return fmt.Errorf("cannot read %s: %w", s.path, err)
+		return s.damage(fmt.Errorf("cannot read %s: %w", s.path, err))
 	}
 	if clean == 0 && !isNew {
 		var verdict string
 		if err := db.QueryRowContext(ctx, `PRAGMA quick_check(1)`).Scan(&verdict); err != nil {
-			return fmt.Errorf("cannot check %s after an unclean stop: %w", s.path, err)
+			return s.damage(fmt.Errorf("cannot check %s after an unclean stop: %w", s.path, err))
 		}
 		if verdict != "ok" {
-			return fmt.Errorf("cannot use %s: it is damaged (%s); restore a backup or move it away", s.path, verdict)
+			return &DamagedError{Path: s.path, Err: errors.New(verdict)}
 		}
 		s.log.Info("database checked after an unclean stop", zap.String("path", s.path))
 	}

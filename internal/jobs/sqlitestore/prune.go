@@ -29,12 +29,7 @@ func (s *Store) Prune(ctx context.Context, keep int, before time.Time, limit int
 	if err != nil {
 		return nil, err
 	}
-	for _, id := range ids {
-		if err := os.Remove(s.resultPath(id)); err != nil && !os.IsNotExist(err) {
-			return ids, fmt.Errorf("cannot remove the result of job %s: %w", id, err)
-		}
-	}
-	return ids, nil
+	return ids, nil // their large results go with Forget
 }
 
 func (c *conn) prune(before time.Time, limit int64) ([]jobs.ID, error) {
@@ -86,7 +81,8 @@ func (s *Store) Leftovers(ctx context.Context) ([]jobs.ID, error) {
 	return ids, rows.Err()
 }
 
-// Forget implements jobs.Store. It makes sure that the results are gone too.
+// Forget implements jobs.Store. It removes the large results before the names:
+// only then may a name be used again.
 func (s *Store) Forget(ctx context.Context, ids []jobs.ID) error {
 	for _, id := range ids {
 		if err := os.Remove(s.resultPath(id)); err != nil && !os.IsNotExist(err) {

@@ -308,7 +308,9 @@ func (s *Store) EventsSince(ctx context.Context, after events.Seq, f events.Filt
 
 const (
 	eventsSQL    = `SELECT seq, at, kind, job, instance, data FROM events WHERE `
-	jobEventsSQL = eventsSQL + `job = ? AND job <> '' AND seq > ? ORDER BY seq`
+	// Behind the end of an earlier job of the same name, which was pruned.
+	jobEventsSQL = eventsSQL + `job = ?1 AND job <> '' AND seq > max(?2, (SELECT coalesce(max(seq), 0) FROM events
+ WHERE job = ?1 AND job <> '' AND kind = 'job.pruned')) ORDER BY seq`
 )
 
 // JobEvents implements jobs.Store.

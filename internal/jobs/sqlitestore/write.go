@@ -102,6 +102,7 @@ func (c *conn) addEvents(ds []draft) error {
 
 type insertRow struct {
 	id     jobs.ID
+	chosen bool
 	args   []driver.Value
 	key    string
 	sub    string
@@ -135,7 +136,7 @@ func newInsertRow(n jobs.NewJob) (insertRow, error) {
 		hash = n.Hash
 	}
 	return insertRow{
-		id: j.ID, key: n.Key, sub: j.Submitter, hash: n.Hash, events: ds, size: 512 + len(sp.Args) + len(sp.Kwargs),
+		id: j.ID, chosen: n.ChosenID, key: n.Key, sub: j.Submitter, hash: n.Hash, events: ds, size: 512 + len(sp.Args) + len(sp.Kwargs),
 		args: []driver.Value{string(j.ID), j.Submitter, key, hash, sp.Instance, int64(sp.Priority), flag(sp.Held), flag(sp.Stream),
 			int64(sp.MaxAttempts), j.CreatedAt.UnixNano(), int64(sp.QueueTimeout), int64(sp.RunTimeout), int64(sp.CancelGrace),
 			int64(sp.InterruptGrace), flag(sp.RunOnDepFail), deps, string(j.RetryOf), labels, []byte(sp.Args), []byte(sp.Kwargs)},
@@ -143,6 +144,15 @@ func newInsertRow(n jobs.NewJob) (insertRow, error) {
 }
 
 func (c *conn) insertJob(r insertRow) (jobs.Inserted, error) {
+	if r.chosen {
+		n, err := c.queryInt(`SELECT count(*) FROM leftovers WHERE id = ?`, string(r.id))
+		if err != nil {
+			return jobs.Inserted{}, fmt.Errorf("cannot insert job %s: %w", r.id, err)
+		}
+		if n > 0 {
+			return jobs.Inserted{}, fmt.Errorf("job %s: %w", r.id, jobs.ErrLeftover)
+		}
+	}
 	res, err := c.execResult(insertSQL, r.args...)
 	if err != nil {
 		return jobs.Inserted{}, fmt.Errorf("cannot insert job %s: %w", r.id, err)
@@ -154,7 +164,7 @@ func (c *conn) insertJob(r insertRow) (jobs.Inserted, error) {
 	if err != nil {
 		return jobs.Inserted{}, fmt.Errorf("cannot insert job %s: %w", r.id, err)
 	}
-	return jobs.Inserted{ID: r.id, Seq: seq, Created: true}, c.addEvents(r.events)
+	return jobs.Inserted{ID: r.id, Seq: seq, Created: true, Status: jobs.Pending}, c.addEvents(r.events)
 }
 
 // known answers an insert whose id or key exists: the same body is the same job.
@@ -167,11 +177,13 @@ func (c *conn) known(r insertRow) (jobs.Inserted, error) {
 		ins.ID = jobs.ID(id)
 		h, _ := v[2].([]byte)
 		hash = bytes.Clone(h)
+		status, _ := v[3].(int64)
+		ins.Status = statusOf(status)
 		return nil
 	}
 	what := string(r.id)
 	if r.key != "" {
-		err := c.query(scan, `SELECT seq, id, spec_hash FROM jobs WHERE submitter = ? AND idem_key = ?`, r.sub, r.key)
+		err := c.query(scan, `SELECT seq, id, spec_hash, status FROM jobs WHERE submitter = ? AND idem_key = ?`, r.sub, r.key)
 		if err != nil {
 			return ins, err
 		}
@@ -179,11 +191,11 @@ func (c *conn) known(r insertRow) (jobs.Inserted, error) {
 	}
 	if ins.ID == "" {
 		what = string(r.id)
-		if err := c.query(scan, `SELECT seq, id, spec_hash FROM jobs WHERE id = ?`, string(r.id)); err != nil {
+		if err := c.query(scan, `SELECT seq, id, spec_hash, status FROM jobs WHERE id = ?`, string(r.id)); err != nil {
 			return ins, err
 		}
 	}
-	if r.hash == nil || !bytes.Equal(hash, r.hash) {
+	if r.hash == nil || !bytes.Equal(hash, r.hash) || r.chosen && ins.ID != r.id {
 		return ins, &jobs.IdempotencyError{Key: what, ID: ins.ID}
 	}
 	return ins, nil
@@ -351,7 +363,7 @@ func (s *Store) OnCommit(fn func([]events.Event)) {
 }
 
 // Writable returns nil when the last write was stored, else why it was not. It
-// does not try; the next write does.
+// does not try; the next write does, and the writer by itself when it is idle.
 func (s *Store) Writable() error {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()

@@ -186,9 +186,23 @@ func (w *writer) run() {
 		select {
 		case <-w.kick:
 		case <-idle.C:
+			if w.store.Writable() != nil {
+				w.probe()
+				idle.Reset(w.store.opts.CheckpointIdle)
+				continue
+			}
 			w.checkpoint()
 		}
 	}
+}
+
+// probe tries whether the store can be written again, so that one who waits for
+// that before he sends anything is not waiting for himself.
+func (w *writer) probe() {
+	o := &op{clean: true, ticket: jobs.NewTicket(), apply: func(c *conn) (jobs.Written, error) {
+		return jobs.Written{}, c.exec(`UPDATE meta SET value = 0 WHERE key = 'clean'`)
+	}}
+	w.process([]*op{o})
 }
 
 // stop refuses new writes and waits until the queued ones are committed.
@@ -421,7 +435,8 @@ func (c *conn) applyAll(batch []*op, careful bool) error {
 func refusal(err error) bool {
 	var conflict *jobs.StateConflictError
 	var idem *jobs.IdempotencyError
-	return errors.As(err, &conflict) || errors.As(err, &idem) || errors.Is(err, jobs.ErrNotFound)
+	return errors.As(err, &conflict) || errors.As(err, &idem) || errors.Is(err, jobs.ErrNotFound) ||
+		errors.Is(err, jobs.ErrLeftover)
 }
 
 func (c *conn) stmt(query string) (driver.Stmt, error) {
