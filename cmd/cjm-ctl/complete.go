@@ -58,6 +58,11 @@ func pluginWords(ctx context.Context, c *client.API) ([]string, error) {
 	return out, err
 }
 
+func policyWords(ctx context.Context, c *client.API) ([]string, error) {
+	s, err := read[wire.Scheduler](c.GetScheduler(ctx))
+	return s.value.Policies, err
+}
+
 func jobWords(statuses ...wire.JobStatus) func(context.Context, *client.API) ([]string, error) {
 	return func(ctx context.Context, c *client.API) ([]string, error) {
 		p, err := read[wire.JobPage](c.ListJobs(ctx, &wire.ListJobsParams{Status: statuses, Limit: new(50)}))
@@ -79,6 +84,9 @@ func completions(a *app, root *cobra.Command) {
 	}{
 		{"run submit", a.complete(1, true, pluginWords)},
 		{"load unload reload enable disable", a.complete(0, false, pluginWords)},
+		{"policy", a.complete(1, false, policyWords)},
+		{"instances/list instances/create", a.complete(1, false, pluginWords)},
+		{"instances/delete", a.complete(0, false, pluginWords)},
 		{"pause resume drain workers", a.complete(1, false, pluginWords)},
 		{"plugins/show config/get config/set config/schema config/options", a.complete(1, false, pluginWords)},
 		{"cancel wait", a.complete(0, false, jobWords(live...))},

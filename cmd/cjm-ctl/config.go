@@ -112,26 +112,32 @@ func (a *app) newConfig(ctx context.Context, c *client.API, plugin string, words
 	if len(words) == 0 && from == "" {
 		return nil, usagef("nothing to set: give key=value or --from")
 	}
-	dir, err := workdir()
-	if err != nil {
-		return nil, err
-	}
-	source := argSource{stdin: a.stdin, dir: dir}
 	base := map[string]any{}
-	if from != "" {
-		if from != "-" && !strings.HasPrefix(from, "@") && !strings.HasPrefix(strings.TrimSpace(from), "{") {
-			from = "@" + from
-		}
-		if err := source.decode("--from", from, &base, "object"); err != nil {
-			return nil, err
-		}
-	} else {
+	if from == "" {
 		r, err := read[wire.PluginConfig](c.GetConfig(ctx, plugin))
 		if err != nil {
 			return nil, err
 		}
 		if err := strictJSON(r.value.Config, &base); err != nil {
 			return nil, fmt.Errorf("cannot understand the configuration of %s: %w", plugin, err)
+		}
+	}
+	return a.changed(base, words, from)
+}
+
+// changed is base, or what from names, with key=value words laid over it.
+func (a *app) changed(base map[string]any, words []string, from string) (json.RawMessage, error) {
+	dir, err := workdir()
+	if err != nil {
+		return nil, err
+	}
+	source := argSource{stdin: a.stdin, dir: dir}
+	if from != "" {
+		if from != "-" && !strings.HasPrefix(from, "@") && !strings.HasPrefix(strings.TrimSpace(from), "{") {
+			from = "@" + from
+		}
+		if err := source.decode("--from", from, &base, "object"); err != nil {
+			return nil, err
 		}
 	}
 	changes, err := source.parse(words, "", "")

@@ -82,7 +82,7 @@ func (f *fakeDaemon) PutMonitor(w http.ResponseWriter, r *http.Request) {
 func (f *fakeDaemon) plugin() wire.Plugin {
 	w := f.worker()
 	return wire.Plugin{Name: "textstats", Plugin: "textstats", Version: "1.2.0", Category: "text", Description: "Counts words", Path: "/plugins/textstats/plugin.json",
-		Format: "v3", Enabled: f.enabled, State: w.State, Worker: &w, Runtime: "native"}
+		Format: "v3", Enabled: f.enabled, State: w.State, Worker: &w, Runtime: "native", Instances: []string{"textstats"}}
 }
 
 func (f *fakeDaemon) ListPlugins(w http.ResponseWriter, _ *http.Request, _ wire.ListPluginsParams) {
@@ -95,7 +95,9 @@ func (f *fakeDaemon) DiscoverPlugins(w http.ResponseWriter, r *http.Request) {
 
 // known answers 404 for every plugin but textstats.
 func (f *fakeDaemon) known(w http.ResponseWriter, name string) bool {
-	if name == "textstats" {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if name == "textstats" || slices.ContainsFunc(f.instances, func(x wire.Instance) bool { return x.Id == name }) {
 		return true
 	}
 	fakeProblem(w, wire.Problem{Status: 404, Code: "plugin_not_found", Title: "There is no such plugin.", Detail: "There is no plugin with this name (did you mean \"textstats\"?)."})
@@ -270,5 +272,55 @@ func (f *fakeDaemon) DeleteToken(w http.ResponseWriter, _ *http.Request, name st
 	f.change(func() {
 		f.tokens = slices.DeleteFunc(f.tokens, func(t wire.Token) bool { return t.Name == name })
 	})
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (f *fakeDaemon) CreateLoginCode(w http.ResponseWriter, r *http.Request) {
+	var req wire.LoginCodeRequest
+	_ = json.NewDecoder(r.Body).Decode(&req)
+	answer(w, http.StatusCreated, wire.LoginCode{Code: "c0de", Path: "/login?code=c0de", Url: "http://127.0.0.1:8765/login?code=c0de", Role: req.Role, ExpiresAt: fakeTime})
+}
+
+func (f *fakeDaemon) scheduler(policy string) wire.Scheduler {
+	return wire.Scheduler{Policy: policy, Policies: []string{"permissive", "queue"}, Monitor: "cpu", Fresh: true, FreeRamMb: 2000, MarginMb: 512,
+		Claims: []wire.Claim{{Owner: "textstats", Kind: "resident", Device: "host", Mb: 64, MeasuredMb: 21.5, Phase: "resident", Since: fakeTime}}}
+}
+
+func (f *fakeDaemon) GetScheduler(w http.ResponseWriter, _ *http.Request) {
+	answer(w, http.StatusOK, f.scheduler("queue"))
+}
+
+func (f *fakeDaemon) PutScheduler(w http.ResponseWriter, r *http.Request) {
+	var req wire.SchedulerRequest
+	_ = json.NewDecoder(r.Body).Decode(&req)
+	if req.Policy != "permissive" {
+		fakeProblem(w, wire.Problem{Status: 422, Code: "unknown_name", Title: "The name stands for nothing.", Detail: "There is no policy of this name; known are: permissive, queue."})
+		return
+	}
+	answer(w, http.StatusOK, f.scheduler(req.Policy))
+}
+
+func (f *fakeDaemon) ListInstances(w http.ResponseWriter, _ *http.Request, name wire.PluginName) {
+	if f.known(w, name) {
+		own := wire.Instance{Id: name, Plugin: name, Enabled: true, Config: json.RawMessage(`{}`), State: wire.WorkerStateReady}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		answer(w, http.StatusOK, wire.InstanceList{Instances: append([]wire.Instance{own}, f.instances...)})
+	}
+}
+
+func (f *fakeDaemon) CreateInstance(w http.ResponseWriter, r *http.Request, name wire.PluginName) {
+	if !f.known(w, name) {
+		return
+	}
+	var req wire.InstanceRequest
+	_ = json.NewDecoder(r.Body).Decode(&req)
+	made := wire.Instance{Id: req.Id, Plugin: name, Enabled: req.Enabled == nil, Pinned: req.Pinned, Config: req.Config, State: wire.WorkerStateStopped}
+	f.change(func() { f.instances = append(f.instances, made) })
+	answer(w, http.StatusCreated, made)
+}
+
+func (f *fakeDaemon) DeleteInstance(w http.ResponseWriter, _ *http.Request, _ wire.PluginName, id string) {
+	f.change(func() { f.instances = slices.DeleteFunc(f.instances, func(x wire.Instance) bool { return x.Id == id }) })
 	w.WriteHeader(http.StatusNoContent)
 }

@@ -24,19 +24,20 @@ type fakeDaemon struct {
 	server *httptest.Server
 	token  string // required when not empty
 
-	mu       sync.Mutex
-	changed  chan struct{} // closed and replaced at every change
-	jobs     []*fakeJob
-	events   []wire.JournalEvent
-	config   map[string]any
-	controls wire.Controls
-	tokens   []wire.Token
-	enabled  bool
-	loaded   bool
-	agent    string // of the newest request
-	cut      bool   // the next stream is cut after one record
-	deaf     bool   // jobs ignore cancels
-	closing  chan struct{}
+	mu        sync.Mutex
+	changed   chan struct{} // closed and replaced at every change
+	jobs      []*fakeJob
+	events    []wire.JournalEvent
+	config    map[string]any
+	controls  wire.Controls
+	tokens    []wire.Token
+	instances []wire.Instance
+	enabled   bool
+	loaded    bool
+	agent     string // of the newest request
+	cut       bool   // the next stream is cut after one record
+	deaf      bool   // jobs ignore cancels
+	closing   chan struct{}
 }
 
 type fakeJob struct {

@@ -27,8 +27,8 @@ func verbs(a *app) []*cobra.Command {
 		newStatus(a), newQueue(a), newJobs(a), newWorkers(a), newMonitor(a),
 		newRun(a), newSubmit(a), newJob(a), newWait(a), newResult(a), newLogs(a), newEvents(a), newExplain(a),
 		newCancel(a), newPriority(a), newHold(a), newRelease(a), newRetry(a),
-		newPlugins(a), newLoad(a), newUnload(a), newReload(a), newEnable(a), newDisable(a), newConfig(a),
-		newPause(a), newResume(a), newDrain(a), newToken(a), newVersion(a),
+		newPlugins(a), newLoad(a), newUnload(a), newReload(a), newEnable(a), newDisable(a), newConfig(a), newInstances(a),
+		newPause(a), newResume(a), newDrain(a), newPolicy(a), newToken(a), newVersion(a),
 	}
 }
 

@@ -138,6 +138,10 @@ func verbFor(code string) string {
 		return "cjm-ctl plugins lists what was found; cjm-ctl plugins discover looks again"
 	case "plugin_disabled":
 		return "cjm-ctl enable NAME"
+	case "unknown_name":
+		return "the names that are known stand above"
+	case "in_use":
+		return "cjm-ctl jobs --plugin NAME shows its jobs; plugins' own instances can be disabled, not deleted"
 	case "worker_not_found":
 		return "cjm-ctl workers lists them"
 	case "token_not_found":

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -16,7 +17,7 @@ func newToken(a *app) *cobra.Command {
 		Use: "token", GroupID: groupRule, Short: "Tokens for access over TCP",
 		Args: count(0, 0), RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newTokenCreate(a),
+	cmd.AddCommand(newTokenCreate(a), newLoginLink(a),
 		&cobra.Command{
 			Use: "list", Args: count(0, 0), Short: "Tokens, without their secrets",
 			RunE: a.do(func(ctx context.Context, c *client.API, _ []string) error {
@@ -74,5 +75,34 @@ func newTokenCreate(a *app) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&role, "role", "submit", "admin, submit or read")
 	cmd.Flags().DurationVar(&expires, "expires", 0, "useless after this long, like 720h (default: never)")
+	return cmd
+}
+
+func newLoginLink(a *app) *cobra.Command {
+	var role string
+	cmd := &cobra.Command{
+		Use: "login-link", Args: count(0, 0), Short: "Print a link that logs one browser in, once, within two minutes",
+		Long: "Prints an address for a browser on this machine. It works once and for two minutes;\nthe browser stays logged in for a day, or until the daemon or your token ends.",
+		RunE: a.do(func(ctx context.Context, c *client.API, _ []string) error {
+			if !wire.Role(role).Valid() {
+				return usagef("there is no role %q: admin, submit or read", role)
+			}
+			r, err := read[wire.LoginCode](c.CreateLoginCode(ctx, wire.LoginCodeRequest{Role: wire.Role(role)}))
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(r.raw)
+			}
+			link := r.value.Url
+			if link == "" {
+				return &hintError{errors.New("no browser can come: the daemon does not listen on TCP"), "set server.listen, like 127.0.0.1:8765"}
+			}
+			a.say("open this within two minutes; it works once:")
+			_, err = fmt.Fprintln(a.out.w, link)
+			return err
+		}),
+	}
+	cmd.Flags().StringVar(&role, "role", "admin", "admin, submit or read")
 	return cmd
 }
