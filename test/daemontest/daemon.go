@@ -36,8 +36,6 @@ type Options struct {
 	Dir string
 	// Wrap is put before the daemon's command line; it must end by executing it.
 	Wrap []string
-	// NotReady leaves out the wait for readiness.
-	NotReady bool
 }
 
 // Daemon is a cjmd process and what belongs to it.
@@ -174,8 +172,35 @@ func (d *Daemon) Launch(t testing.TB) {
 	}
 }
 
+// LaunchUnready starts the process and does not wait for anything.
+func (d *Daemon) LaunchUnready(t testing.TB) {
+	t.Helper()
+	if err := d.spawn(); err != nil {
+		t.Fatalf("cannot start the daemon: %v", err)
+	}
+}
+
 func (d *Daemon) launch() error {
 	mark := d.Log.Mark()
+	if err := d.spawn(); err != nil {
+		return err
+	}
+	serving, err := d.Log.await(mark, patience, func(l Line) bool { return l.Msg == "serving" })
+	if err != nil {
+		return err
+	}
+	if addresses, ok := serving.Fields["addresses"].([]any); ok {
+		for _, a := range addresses {
+			if s, _ := a.(string); s != "" && !strings.HasPrefix(s, "unix:") {
+				d.addr = s
+			}
+		}
+	}
+	return d.awaitReady()
+}
+
+// spawn starts the process and the goroutines that read its log and reap it.
+func (d *Daemon) spawn() error {
 	cmd := d.command()
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -201,21 +226,7 @@ func (d *Daemon) launch() error {
 		_ = cmd.Wait() // its state says how it ended
 		close(exited)
 	}(d.exited)
-	if d.o.NotReady {
-		return nil
-	}
-	serving, err := d.Log.await(mark, patience, func(l Line) bool { return l.Msg == "serving" })
-	if err != nil {
-		return err
-	}
-	if addresses, ok := serving.Fields["addresses"].([]any); ok {
-		for _, a := range addresses {
-			if s, _ := a.(string); s != "" && !strings.HasPrefix(s, "unix:") {
-				d.addr = s
-			}
-		}
-	}
-	return d.awaitReady()
+	return nil
 }
 
 // awaitReady asks /readyz again after each event of the monitor: it is the last

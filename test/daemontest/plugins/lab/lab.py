@@ -81,7 +81,7 @@ class Lab:
         cjmworker.report_progress(-1, "begun")
         return getattr(self, "op_" + op)(*args, **kwargs)
 
-    def execute_stream(self, op="count", to=3, at=0, gate=None, size=0, **kwargs):
+    def execute_stream(self, op="count", to=3, at=0, gate=None, size=0, pause=0, **kwargs):
         note("run", op=op)
         cjmworker.report_progress(-1, "begun")
         if op != "count":
@@ -90,6 +90,8 @@ class Lab:
         for n in range(1, to + 1):
             if gate and n == at:
                 wait_for(gate, polite=True)
+            if pause:
+                time.sleep(pause / 1000)
             yield {"n": n, "pad": "x" * size} if size else n
 
     # -- what a good plugin does
@@ -109,6 +111,13 @@ class Lab:
     def op_hold(self, gate):
         wait_for(gate, polite=True)
         return "held"
+
+    def op_nap(self, ms):
+        end = time.monotonic() + ms / 1000
+        while time.monotonic() < end:
+            cjmworker.check_cancel()
+            time.sleep(0.002)
+        return "rested"
 
     def op_partial(self):
         n = 0

@@ -1,0 +1,264 @@
+// Package crashtest kills the daemon with SIGKILL at random moments under load,
+// starts it again on the same state, and compares what it had promised with what
+// is there: every acknowledged job is present once, none whose final state was
+// recorded runs again, a cancel that was acknowledged is kept, both kinds of logs
+// continue without gap and exactly where a follower stopped, and no process is
+// left. What really ran is told by the test plugin itself, which notes every run
+// on disk. Start with Run; load.go makes the load, ledger.go keeps the account.
+package crashtest
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/cjmd/cjmd/internal/api/wire"
+	"github.com/cjmd/cjmd/internal/client"
+	"github.com/cjmd/cjmd/test/daemontest"
+)
+
+// Options of one run of the test.
+type Options struct {
+	Rounds int
+	// Seed decides what is done and when; the machine's own timing is on top.
+	Seed uint64
+	// Clients that make the load; 0 means 6.
+	Clients int
+}
+
+// drainTime is what the queue may take to end all jobs once nobody kills any more.
+const drainTime = 2 * time.Minute
+
+// Run does all rounds and then lets the queue end everything.
+func Run(t *testing.T, o Options) {
+	t.Helper()
+	if o.Clients == 0 {
+		o.Clients = 6
+	}
+	t.Logf("seed %d, %d rounds", o.Seed, o.Rounds)
+	r := &run{
+		t: t, o: o, rng: rand.New(rand.NewPCG(o.Seed, 1)), ledger: newLedger(),
+		d: daemontest.New(t, daemontest.Options{Config: map[string]any{
+			"log.level": "info", "jobs.max_pending": 5000, "monitor.interval_idle": "50ms", "monitor.interval_busy": "50ms",
+		}}),
+	}
+	begin := time.Now()
+	for n := range o.Rounds {
+		r.round(n)
+		if t.Failed() {
+			t.Fatalf("round %d of seed %d failed", n, o.Seed)
+		}
+		if (n+1)%20 == 0 {
+			t.Logf("%s: %d rounds, %s", time.Since(begin).Round(time.Second), n+1, r.ledger.summary())
+		}
+	}
+	r.finish()
+	t.Logf("%s: %s", time.Since(begin).Round(time.Second), r.ledger.summary())
+}
+
+// run is one run of the test. Only the goroutine of the test touches it; the
+// clients of a round share the ledger, which locks.
+type run struct {
+	t      *testing.T
+	o      Options
+	rng    *rand.Rand
+	d      *daemontest.Daemon
+	ledger *ledger
+}
+
+// round starts the daemon, checks what the last one left, makes load and kills.
+func (r *run) round(n int) {
+	if r.rng.IntN(10) == 0 { // also while it starts, recovers and has not served yet
+		r.killWhileStarting()
+	}
+	r.d.Launch(r.t)
+	r.check()
+	stop := r.load(uint64(n))
+	// Mostly while everything runs; sometimes while the workers still load.
+	time.Sleep(time.Duration(20+r.rng.IntN(700)) * time.Millisecond) // the random moment itself
+	r.kill()
+	stop()
+}
+
+// kill ends the daemon, and with it its workers, and reads what they noted.
+func (r *run) kill() {
+	r.t.Helper()
+	r.d.Kill(r.t)
+	r.ledger.readRuns(r.t, r.d.Runs(r.t))
+}
+
+// killWhileStarting kills a daemon that may be anywhere in its start.
+func (r *run) killWhileStarting() {
+	r.d.LaunchUnready(r.t)
+	time.Sleep(time.Duration(r.rng.IntN(120)) * time.Millisecond)
+	r.kill()
+}
+
+// check compares the daemon, which has just started, with the ledger.
+func (r *run) check() {
+	r.t.Helper()
+	s := r.d.Session(r.t)
+	started := func(ev client.Event) bool {
+		if ev.Kind != "daemon.started" {
+			return false
+		}
+		data, _ := daemontest.Data(r.t, ev)["data"].(map[string]any)
+		pid, _ := data["pid"].(float64)
+		return int(pid) == r.d.PID()
+	}
+	events := s.Journal(r.ledger.cursor(), started)
+	r.ledger.readJournal(r.t, events)
+	r.ledger.checkBatches(r.t)
+	for _, id := range r.ledger.takeFresh() {
+		if _, err := client.Decode[wire.Job](s.API.GetJob(s.Ctx(), id, nil)); err != nil {
+			r.t.Errorf("an acknowledged job is not there: %s: %v", id, err)
+		}
+	}
+	for _, again := range r.ledger.takeUnanswered() {
+		r.submitAgain(s, again)
+	}
+	for _, p := range r.ledger.takePrefixes() {
+		r.checkPrefix(s, p)
+	}
+}
+
+// submitAgain repeats a submit whose answer was lost: there is one job in the
+// end, whether the first was accepted or not.
+func (r *run) submitAgain(s *daemontest.Session, u unanswered) {
+	r.t.Helper()
+	params := &wire.SubmitJobParams{IdempotencyKey: &u.key}
+	job, err := client.Decode[wire.Job](s.API.SubmitJob(s.Ctx(), params, u.req))
+	if err != nil {
+		r.t.Errorf("a repeated submit failed: %v", err)
+		return
+	}
+	r.ledger.accepted(job, u.req)
+	again, err := client.Decode[wire.Job](s.API.SubmitJob(s.Ctx(), params, u.req))
+	if err != nil || again.Id != job.Id {
+		r.t.Errorf("the same key gave %s and then %s: %v", job.Id, again.Id, err)
+	}
+}
+
+// checkPrefix compares what a follower had seen of a job's log with the log as
+// it is now, and the rest that it would get with the log's own.
+func (r *run) checkPrefix(s *daemontest.Session, p prefix) {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(s.Ctx(), 20*time.Second)
+	defer cancel()
+	whole, err := readNow(ctx, s, p.job, 0, len(p.events))
+	if err != nil {
+		r.t.Errorf("the log of %s cannot be read: %v", p.job, err)
+		return
+	}
+	for i, ev := range whole {
+		if want := fmt.Sprint(i + 1); ev.ID != want {
+			r.t.Errorf("the log of %s has the number %s in place %s", p.job, ev.ID, want)
+			return
+		}
+	}
+	for i, ev := range p.events {
+		if now := whole[i]; now.ID != ev.ID || now.Kind != ev.Kind || string(now.Data) != string(ev.Data) {
+			r.t.Errorf("record %s of %s was %s %.200s and is now %s %.200s", ev.ID, p.job, ev.Kind, ev.Data, now.Kind, now.Data)
+			return
+		}
+	}
+	if len(whole) == len(p.events) {
+		return
+	}
+	rest, err := readNow(ctx, s, p.job, len(p.events), len(whole)-len(p.events))
+	if err != nil {
+		r.t.Errorf("the rest of the log of %s cannot be read: %v", p.job, err)
+		return
+	}
+	for i := range min(len(rest), len(whole)-len(p.events)) {
+		now, want := rest[i], whole[len(p.events)+i]
+		if now.ID != want.ID || now.Kind != want.Kind || string(now.Data) != string(want.Data) {
+			r.t.Errorf("after record %d of %s comes %s %s, the log has %s %s", len(p.events), p.job, now.ID, now.Kind, want.ID, want.Kind)
+			return
+		}
+	}
+}
+
+// readNow reads a job's log after a number: at least n records, and what comes
+// at once after them.
+func readNow(ctx context.Context, s *daemontest.Session, job string, after, n int) ([]client.Event, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	resp, err := s.API.Do(ctx, "GET", fmt.Sprintf("%s?after=%d", daemontest.JobPath(job, "events"), after), nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if err := client.Check(resp); err != nil {
+		return nil, err
+	}
+	reader := client.NewSSEReader(resp.Body)
+	var out []client.Event
+	for len(out) < n {
+		ev, err := reader.Next()
+		if err != nil {
+			return out, fmt.Errorf("after %d of %d records: %w", len(out), n, err)
+		}
+		if ev.Kind == client.EventEnd {
+			return out, fmt.Errorf("the log ends after %d of %d records", len(out), n)
+		}
+		out = append(out, ev)
+	}
+	return out, nil
+}
+
+// finish starts the daemon a last time, lets the queue end everything and looks
+// at every job.
+func (r *run) finish() {
+	r.t.Helper()
+	r.d.Launch(r.t)
+	r.check()
+	s := r.d.Session(r.t)
+	open := r.ledger.open()
+	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	for _, id := range open {
+		wait := wire.Wait("2m")
+		job, err := client.Decode[wire.Job](s.API.GetJob(ctx, id, &wire.GetJobParams{Wait: &wait}))
+		if err != nil || !daemontest.Final(job) {
+			r.t.Fatalf("job %s does not end: %s (%s), block %+v, error %+v, %v", id, job.Status, job.Phase, job.Block, job.LastError, err)
+		}
+	}
+	r.d.Stop(r.t)
+	r.ledger.readRuns(r.t, r.d.Runs(r.t))
+	r.d.Launch(r.t)
+	r.check()
+	r.checkList()
+	r.ledger.checkEnd(r.t)
+}
+
+// checkList reads all jobs, page by page: each is there once, in the state that
+// the journal tells.
+func (r *run) checkList() {
+	r.t.Helper()
+	s := r.d.Session(r.t)
+	limit := 500
+	params := &wire.ListJobsParams{Limit: &limit}
+	seen := map[string]bool{}
+	for {
+		page := daemontest.Must[wire.JobPage](r.t)(s.API.ListJobs(s.Ctx(), params))
+		for _, j := range page.Jobs {
+			if seen[j.Id] {
+				r.t.Errorf("job %s is listed twice", j.Id)
+			}
+			seen[j.Id] = true
+			r.ledger.checkListed(r.t, j)
+		}
+		if page.Next == "" {
+			break
+		}
+		params.Cursor = &page.Next
+	}
+	for _, id := range r.ledger.acknowledged() {
+		if !seen[id] {
+			r.t.Errorf("the acknowledged job %s is not listed", id)
+		}
+	}
+}

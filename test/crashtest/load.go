@@ -1,0 +1,256 @@
+package crashtest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"sync"
+
+	"github.com/cjmd/cjmd/internal/api/wire"
+	"github.com/cjmd/cjmd/internal/client"
+	"github.com/cjmd/cjmd/test/daemontest"
+)
+
+// enough jobs wait: more would only make the end longer.
+const enough = 150
+
+// load starts the clients of one round; stop ends them and waits.
+func (r *run) load(round uint64) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	var apis []*client.API
+	start := func(f func(*user)) {
+		api, err := client.New(client.Options{Socket: r.d.Socket})
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		apis = append(apis, api)
+		n := uint64(len(apis))
+		u := &user{ctx: ctx, api: api, ledger: r.ledger, rng: rand.New(rand.NewPCG(r.o.Seed, round<<16|n)), name: fmt.Sprintf("r%d-u%d", round, n)}
+		wg.Go(func() { f(u) })
+	}
+	for range r.o.Clients {
+		start((*user).work)
+	}
+	start((*user).followJournal)
+	return func() {
+		cancel()
+		wg.Wait()
+		for _, api := range apis {
+			api.CloseIdle()
+		}
+	}
+}
+
+// user is one client. It ends with the first answer that never comes.
+type user struct {
+	ctx    context.Context //nolint:containedctx // that of the round
+	api    *client.API
+	ledger *ledger
+	rng    *rand.Rand
+	name   string
+	n      int
+	mine   []string
+}
+
+// work does one thing after the other until the daemon is gone.
+func (u *user) work() {
+	for u.ctx.Err() == nil {
+		if err := u.step(); err != nil {
+			var refused *client.ProblemError
+			if !errors.As(err, &refused) {
+				return // the daemon was killed
+			}
+		}
+	}
+}
+
+func (u *user) step() error {
+	deed := u.rng.IntN(100)
+	if u.ledger.waiting() > enough && deed < 65 {
+		deed = 85
+	}
+	switch {
+	case deed < 35:
+		return u.submit()
+	case deed < 43:
+		return u.put()
+	case deed < 50:
+		return u.batch()
+	case deed < 65:
+		return u.follow()
+	case deed < 80:
+		return u.cancel()
+	case deed < 95:
+		return u.wait()
+	default:
+		return u.prioritise()
+	}
+}
+
+// request is a random job.
+func (u *user) request() wire.JobRequest {
+	plugin := []string{"lab", "labs", "labs", "labs"}[u.rng.IntN(4)]
+	var req wire.JobRequest
+	switch k := u.rng.IntN(100); {
+	case k < 45:
+		req = daemontest.OpOf(plugin, "echo", "by", u.name)
+	case k < 70:
+		req = daemontest.OpOf(plugin, "nap", "ms", u.rng.IntN(60))
+	case k < 78:
+		req = daemontest.OpOf(plugin, "fail", "category", []string{"fatal", "user_input"}[u.rng.IntN(2)])
+	case k < 86:
+		req = daemontest.OpOf(plugin, "flaky", "good", 2)
+	case k < 92:
+		req = daemontest.OpOf(plugin, "talk", "lines", 1+u.rng.IntN(5))
+	case k < 97:
+		req = daemontest.OpOf(plugin, "big", "size", u.rng.IntN(200_000))
+	default:
+		req = daemontest.OpOf(plugin, "die_once")
+	}
+	if u.rng.IntN(4) == 0 {
+		req.MaxAttempts = 1
+	}
+	req.Priority = u.rng.IntN(5)
+	return req
+}
+
+func (u *user) key() string { u.n++; return fmt.Sprintf("%s-%d", u.name, u.n) }
+
+func (u *user) submit() error {
+	req, key := u.request(), u.key()
+	job, err := client.Decode[wire.Job](u.api.SubmitJob(u.ctx, &wire.SubmitJobParams{IdempotencyKey: &key}, req))
+	return u.submitted(job, req, key, err)
+}
+
+// submitted notes the outcome of a submit; key is "" where it had none.
+func (u *user) submitted(job wire.Job, req wire.JobRequest, key string, err error) error {
+	var refused *client.ProblemError
+	switch {
+	case err == nil:
+		u.ledger.accepted(job, req)
+		u.mine = append(u.mine, job.Id)
+	case key != "" && !errors.As(err, &refused):
+		u.ledger.lost(unanswered{key: key, req: req})
+	}
+	return err
+}
+
+func (u *user) put() error {
+	req, id := u.request(), u.key()
+	job, err := client.Decode[wire.Job](u.api.PutJob(u.ctx, id, nil, req))
+	return u.submitted(job, req, "", err)
+}
+
+func (u *user) batch() error {
+	var body wire.BatchRequest
+	var reqs []wire.JobRequest
+	var ids []string
+	for range 2 + u.rng.IntN(7) {
+		req, id := u.request(), u.key()
+		reqs, ids = append(reqs, req), append(ids, id)
+		body.Jobs = append(body.Jobs, wire.BatchItem{Id: id, Plugin: req.Plugin, Kwargs: req.Kwargs, MaxAttempts: req.MaxAttempts, Priority: req.Priority})
+	}
+	got, err := client.Decode[wire.BatchAccepted](u.api.SubmitBatch(u.ctx, body))
+	if err != nil {
+		var refused *client.ProblemError
+		if !errors.As(err, &refused) {
+			u.ledger.lostBatch(ids)
+		}
+		return err
+	}
+	for i, j := range got.Jobs {
+		u.ledger.accepted(wire.Job{Id: j.Id, Status: j.Status}, reqs[i])
+		u.mine = append(u.mine, j.Id)
+	}
+	return nil
+}
+
+// follow submits a streaming job and reads its events to the end, or until the
+// daemon is gone.
+func (u *user) follow() error {
+	req := daemontest.OpOf("labs", "count", "to", 5+u.rng.IntN(60), "size", u.rng.IntN(3000), "pause", u.rng.IntN(8))
+	req.Stream = true
+	key := u.key()
+	job, err := client.Decode[wire.Job](u.api.SubmitJob(u.ctx, &wire.SubmitJobParams{IdempotencyKey: &key}, req))
+	if err := u.submitted(job, req, key, err); err != nil {
+		return err
+	}
+	p := prefix{job: job.Id}
+	defer func() { u.ledger.follower(p) }()
+	return u.read(daemontest.JobPath(job.Id, "events"), func(ev client.Event) {
+		if ev.Kind != client.EventEnd {
+			p.events = append(p.events, ev)
+		}
+	})
+}
+
+func (u *user) read(path string, each func(client.Event)) error {
+	resp, err := u.api.Do(u.ctx, http.MethodGet, path, nil, nil)
+	if err != nil {
+		return err
+	}
+	if err := client.Check(resp); err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	return client.ReadEvents(resp.Body, func(ev client.Event) error { each(ev); return nil })
+}
+
+// followJournal keeps what the journal tells live.
+func (u *user) followJournal() {
+	_ = u.read(fmt.Sprintf("/v1/events?after=%d", u.ledger.cursor()), u.ledger.saw) // ends with the daemon
+}
+
+// one of the jobs that this client submitted.
+func (u *user) one() (string, bool) {
+	if len(u.mine) == 0 {
+		return "", false
+	}
+	return u.mine[u.rng.IntN(len(u.mine))], true
+}
+
+func (u *user) cancel() error {
+	id, ok := u.one()
+	if !ok {
+		return u.submit()
+	}
+	job, err := client.Decode[wire.Job](u.api.CancelJob(u.ctx, id, wire.CancelRequest{Reason: "changed my mind"}))
+	if err == nil {
+		u.ledger.cancelled(job)
+	}
+	return err
+}
+
+func (u *user) wait() error {
+	id, ok := u.one()
+	if !ok {
+		return u.submit()
+	}
+	wait := wire.Wait("300ms")
+	job, err := client.Decode[wire.Job](u.api.GetJob(u.ctx, id, &wire.GetJobParams{Wait: &wait}))
+	if err != nil {
+		return err
+	}
+	u.ledger.answered(job)
+	if job.Status == wire.JobStatusCompleted && job.Result != nil {
+		_, err = client.Decode[json.RawMessage](u.api.GetResult(u.ctx, id))
+	}
+	return err
+}
+
+func (u *user) prioritise() error {
+	id, ok := u.one()
+	if !ok {
+		return u.submit()
+	}
+	priority := u.rng.IntN(10)
+	job, err := client.Decode[wire.Job](u.api.PatchJob(u.ctx, id, nil, wire.JobPatch{Priority: &priority}))
+	if err == nil {
+		u.ledger.answered(job)
+	}
+	return err
+}
