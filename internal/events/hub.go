@@ -251,11 +251,21 @@ func (s *Subscription) fromSource(ctx context.Context) (found bool, err error) {
 			return false, reset
 		}
 	}
-	s.page, err = s.hub.source.EventsSince(ctx, s.cursor, s.filter, pageSize)
+	page, err := s.hub.source.EventsSince(ctx, s.cursor, s.filter, pageSize)
 	if err != nil {
 		return false, fmt.Errorf("cannot read the journal after event %d: %w", s.cursor, err)
 	}
-	if len(s.page) == 0 {
+	// What retention removed while the page was read may be missing from it.
+	oldest, now, err := s.hub.source.Bounds(ctx)
+	if err != nil {
+		return false, fmt.Errorf("cannot read the bounds of the journal: %w", err)
+	}
+	if oldest > 0 && s.cursor+1 < oldest && !all {
+		reset := &ResetError{After: s.cursor, Oldest: oldest, Newest: now}
+		s.cursor = oldest - 1
+		return false, reset
+	}
+	if s.page = page; len(page) == 0 {
 		// What was committed before the page was read is covered by it.
 		s.cursor = max(s.cursor, last, newest)
 	}

@@ -26,6 +26,7 @@ type journal struct {
 	evs    []events.Event
 	oldest events.Seq
 	reads  int
+	during func() // called, once, at the start of a read
 }
 
 func setup(t *testing.T, ring int) *journal {
@@ -57,6 +58,13 @@ func (j *journal) prune(oldest events.Seq) {
 }
 
 func (j *journal) EventsSince(_ context.Context, after events.Seq, f events.Filter, limit int) ([]events.Event, error) {
+	j.mu.Lock()
+	during := j.during
+	j.during = nil
+	j.mu.Unlock()
+	if during != nil {
+		during()
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.reads++
@@ -199,6 +207,23 @@ func TestHub_ResetToldOnce(t *testing.T) {
 	e, err = future.Next(bounded(t))
 	require.NoError(t, err)
 	require.Equal(t, events.Seq(101), e.Seq)
+}
+
+// Retention that passes a reader while it reads its page loses nothing in silence.
+func TestHub_ResetWhenPrunedDuringTheRead(t *testing.T) {
+	t.Parallel()
+	for _, f := range []events.Filter{{}, {Job: "j2"}, {Kinds: []string{"queue."}}} {
+		j := setup(t, 8)
+		j.commit(100, events.WorkerState)
+		sub := j.hub.Subscribe(f, 10)
+		defer sub.Close()
+		j.during = func() { j.prune(51) }
+		_, err := sub.Next(bounded(t))
+		var reset *events.ResetError
+		require.ErrorAs(t, err, &reset)
+		require.Equal(t, events.ResetError{After: 10, Oldest: 51, Newest: 100}, *reset)
+		require.Equal(t, events.Seq(50), sub.Cursor())
+	}
 }
 
 func TestHub_CloseEndsWaitingReaders(t *testing.T) {

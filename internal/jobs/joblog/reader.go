@@ -128,10 +128,13 @@ func (r *Reader) fill() (gap Record, wait <-chan struct{}, err error) {
 	}
 	seg, end := l.segmentLocked(r.next)
 	l.mu.Unlock()
-	if err := r.readFile(seg, end); !errors.Is(err, errTorn) || len(r.buf) > 0 {
+	if err := r.readFile(seg, end); !errors.Is(err, errTorn) {
 		return Record{}, nil, err
 	}
 	// A power cut spoilt the rest of this segment, which is not the newest one.
+	if len(r.buf) > 0 {
+		return Record{}, nil, r.closeFile() // what was whole first
+	}
 	gap = gapRecord(r.next, end-1)
 	r.next = end
 	return gap, nil, r.closeFile()
@@ -186,6 +189,9 @@ func (r *Reader) readFile(seg segment, end uint64) error {
 	size := 0
 	for n := r.next; n < end && len(r.buf) < readAhead && size < readAheadBytes; {
 		rec, _, err := readRecord(r.br)
+		if errors.Is(err, io.EOF) {
+			err = errTorn
+		}
 		if err != nil {
 			return fmt.Errorf("cannot read the log of job %s: record %d: %w", r.log.id, n, err)
 		}

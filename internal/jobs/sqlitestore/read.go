@@ -307,7 +307,7 @@ func (s *Store) EventsSince(ctx context.Context, after events.Seq, f events.Filt
 }
 
 const (
-	eventsSQL    = `SELECT seq, at, kind, job, instance, data FROM events WHERE `
+	eventsSQL = `SELECT seq, at, kind, job, instance, data FROM events WHERE `
 	// Behind the end of an earlier job of the same name, which was pruned.
 	jobEventsSQL = eventsSQL + `job = ?1 AND job <> '' AND seq > max(?2, (SELECT coalesce(max(seq), 0) FROM events
  WHERE job = ?1 AND job <> '' AND kind = 'job.pruned')) ORDER BY seq`
