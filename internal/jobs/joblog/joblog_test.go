@@ -210,9 +210,12 @@ func TestReader_ManyFollowOneLiveLog(t *testing.T) {
 	b := setup(t, joblog.Limits{SegmentBytes: 64 << 10, RingRecords: 32})
 	b.commit(events.JobStarted)
 	l := b.open(t)
-	const total = 5000
+	const total, early = 5000, 30 // no reader begins behind the end
+	for i := range early {
+		appendOne(t, l, fmt.Sprint(i))
+	}
 	var wg sync.WaitGroup
-	for i := range 30 {
+	for i := range early {
 		r, err := b.Reader(ctx(t), "j", uint64(i))
 		require.NoError(t, err)
 		wg.Go(func() {
@@ -229,8 +232,8 @@ func TestReader_ManyFollowOneLiveLog(t *testing.T) {
 			}
 		})
 	}
-	for i := range total {
-		appendOne(t, l, fmt.Sprint(i))
+	for i := range total - early {
+		appendOne(t, l, fmt.Sprint(early+i))
 	}
 	b.commit(events.JobFailed)
 	wg.Wait()
