@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -299,6 +300,7 @@ func (d *daemonParts) openAPI(gatherer prometheus.Gatherer) error {
 		Tokens:    tokens,
 		Access: api.AccessOptions{
 			AdminUIDs:      []uint32{0, uint32(os.Getuid())},
+			SocketRole:     api.Role(d.cfg.Server.SocketRole),
 			AllowedHosts:   d.cfg.Server.AllowedHosts,
 			AllowedOrigins: d.cfg.Server.AllowedOrigins,
 		},
@@ -371,17 +373,10 @@ func (d *daemonParts) limits() api.Limits {
 func lookup(env []string) func(string) string {
 	return func(name string) string {
 		for _, kv := range env {
-			if v, ok := cutKey(kv, name); ok {
+			if v, ok := strings.CutPrefix(kv, name+"="); ok {
 				return v
 			}
 		}
 		return ""
 	}
-}
-
-func cutKey(kv, name string) (string, bool) {
-	if len(kv) > len(name) && kv[len(name)] == '=' && kv[:len(name)] == name {
-		return kv[len(name)+1:], true
-	}
-	return "", false
 }

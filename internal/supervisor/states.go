@@ -16,8 +16,8 @@ type stateInfo struct {
 // stateTable is the whole truth about a worker's life. The loop (worker.go) moves
 // only along it and the diagram in docs/ARCHITECTURE.md is drawn from it.
 var stateTable = []stateInfo{
-	{Stopped, "No process of the worker exists.", []State{Starting, Backoff, FailedState}},
-	{Starting, "The sandbox is being made and the process started.", []State{Initializing, Killing, Backoff, FailedState, Stopped}},
+	{Stopped, "No process of the worker exists.", []State{Starting}},
+	{Starting, "The sandbox is being made and the process started.", []State{Initializing, Backoff, FailedState, Stopped}},
 	{Initializing, "The process runs and loads its plugin; no call is taken.", []State{ReadyState, Stopping, Killing}},
 	{ReadyState, "Loaded, no call in flight.", []State{Busy, Unresponsive, Stopping, Killing}},
 	{Busy, "Loaded, at least one call in flight.", []State{ReadyState, Unresponsive, Draining, Killing}},
@@ -25,7 +25,7 @@ var stateTable = []stateInfo{
 	{Draining, "Asked to stop: no new calls, those in flight may finish.", []State{Stopping, Killing}},
 	{Stopping, "Told to end by itself, politely.", []State{Killing}},
 	{Killing, "The whole tree is being killed, also after a clean exit.", []State{Stopped, Backoff, FailedState, Unkillable}},
-	{Backoff, "Failed lately; may be started again at retry_at.", []State{Stopped, FailedState}},
+	{Backoff, "Failed lately; may be started again at retry_at.", []State{Stopped}},
 	{FailedState, "Failed too often; waits for load, reload or a config change.", []State{Stopped}},
 	{Unkillable, "Processes survive SIGKILL (blocked in the kernel); tried again every few seconds.", []State{Stopped, Backoff, FailedState}},
 }

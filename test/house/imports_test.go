@@ -39,6 +39,7 @@ var rules = []rule{
 	{"api", nil},
 	{"sdk/python", nil},
 	{"examples/...", nil},
+	{"docs/...", []string{"internal/jobs", "internal/supervisor"}},
 	{"bench/...", []string{"bench/...", "internal/...", "cmd/...", "sdk/python", "api"}},
 	{"test/...", []string{"test/...", "internal/...", "cmd/...", "sdk/python", "api"}},
 }
