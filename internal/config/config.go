@@ -42,6 +42,7 @@ const None = "none"
 type Server struct {
 	Socket             string   `koanf:"socket" doc:"Path of the Unix socket; empty: <run_dir>/cjmd.sock; none: no socket."`
 	SocketMode         string   `koanf:"socket_mode" doc:"Permission bits of the socket, octal."`
+	SocketRole         string   `koanf:"socket_role" doc:"Role of those whom mode and group let in: admin, submit or read. Root and the daemon's own user are admin."`
 	SocketGroup        string   `koanf:"socket_group" doc:"Group that owns the socket; empty: the daemon's own."`
 	Listen             string   `koanf:"listen" doc:"TCP address host:port; none: no TCP. A token is always required there."`
 	AllowedHosts       []string `koanf:"allowed_hosts" doc:"Host headers accepted on TCP besides the listen address and localhost."`
@@ -140,6 +141,7 @@ func Defaults(dirs Dirs) Config {
 		CacheDir: dirs.Cache,
 		Server: Server{
 			SocketMode:     "0660",
+			SocketRole:     "admin",
 			Listen:         "127.0.0.1:8765",
 			AllowedHosts:   []string{},
 			AllowedOrigins: []string{},

@@ -209,6 +209,7 @@ func TestValidate_NamesKeyAndWayOut(t *testing.T) {
 		"socket too long":        {[]string{"CJMD_SERVER_SOCKET=/" + strings.Repeat("x", 120)}, "choose a shorter"},
 		"relative directory":     {[]string{"CJMD_STATE_DIR=here"}, `state_dir: "here" is not an absolute path`},
 		"socket mode":            {[]string{"CJMD_SERVER_SOCKET_MODE=0999"}, "server.socket_mode"},
+		"socket role":            {[]string{"CJMD_SERVER_SOCKET_ROLE=king"}, "server.socket_role"},
 		"host with wildcard":     {[]string{"CJMD_SERVER_ALLOWED_HOSTS=*"}, "server.allowed_hosts"},
 		"origin with path":       {[]string{"CJMD_SERVER_ALLOWED_ORIGINS=https://x/y"}, "server.allowed_origins"},
 		"log level":              {[]string{"CJMD_LOG_LEVEL=loud"}, `log.level: "loud" is not one of debug, info, warn, error`},

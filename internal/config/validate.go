@@ -78,6 +78,9 @@ func (k *checker) server() {
 	if mode, err := strconv.ParseUint(s.SocketMode, 8, 32); err != nil || mode > 0o777 || mode&0o600 != 0o600 {
 		k.fail("server.socket_mode", "%q must be octal permission bits that let the owner read and write, like \"0660\"", s.SocketMode)
 	}
+	if s.SocketRole != "admin" && s.SocketRole != "submit" && s.SocketRole != "read" {
+		k.fail("server.socket_role", "%q must be admin, submit or read", s.SocketRole)
+	}
 	if s.Socket == None && s.Listen == None {
 		k.fail("server.listen", "socket and listen are both none: nobody could reach the daemon; give one of them")
 	}
