@@ -73,11 +73,11 @@ address with the token of its state directory. --socket, --host and --token
 		return &hintError{usagef("%v", err), cmd.CommandPath() + " --help shows its flags"}
 	})
 	f := root.PersistentFlags()
-	f.BoolVar(&a.json, "json", false, "print data as JSON (streams: one JSON document a line)")
+	f.BoolVar(&a.json, "json", false, "print data as JSON (streams: one document a line)")
 	f.BoolVar(&a.noColor, "no-color", false, "no colours; NO_COLOR does the same")
 	f.StringVar(&a.host, "host", "", "address of the daemon, host:port or URL")
 	f.StringVar(&a.socket, "socket", "", "Unix socket of the daemon")
-	f.StringVar(&a.token, "token", "", "token for --host (better in CJMD_TOKEN: others can see a command line)")
+	f.StringVar(&a.token, "token", "", "token for --host (others see it here: better CJMD_TOKEN)")
 	f.StringVar(&a.tokenFile, "token-file", "", "file with the token for --host")
 	root.AddGroup(&cobra.Group{ID: groupLook, Title: "Look:"}, &cobra.Group{ID: groupJobs, Title: "Jobs:"},
 		&cobra.Group{ID: groupPlugins, Title: "Plugins:"}, &cobra.Group{ID: groupRule, Title: "Rule:"})

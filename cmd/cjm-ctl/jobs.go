@@ -122,14 +122,14 @@ const (
 
 func (a *app) printJobs(jobs []wire.Job, shape jobsShape) error {
 	// Ids are there to be copied: one of the daemon's own is never shortened.
-	t := &table{cols: []column{{title: "JOB", flex: true, min: 26}, {title: "PLUGIN", flex: true, min: 12}, {title: "STATUS"}}}
+	t := &table{cols: []column{{title: "JOB", flex: true, min: 26}, {title: "PLUGIN", flex: true, min: 8}, {title: "STATUS"}}}
 	switch shape {
 	case jobsInQueue:
-		t.cols = append(t.cols, column{title: "PRIO", right: true}, column{title: "AGE", right: true}, column{title: "NOTE", flex: true, min: 10})
+		t.cols = append(t.cols, column{title: "PRIO", right: true}, column{title: "AGE", right: true}, column{title: "NOTE", flex: true, min: 6})
 	case jobsEnded:
-		t.cols = append(t.cols, column{title: "TOOK", right: true}, column{title: "ENDED", right: true}, column{title: "NOTE", flex: true, min: 10})
+		t.cols = append(t.cols, column{title: "TOOK", right: true}, column{title: "ENDED", right: true}, column{title: "NOTE", flex: true, min: 6})
 	default:
-		t.cols = append(t.cols, column{title: "PRIO", right: true}, column{title: "TOOK", right: true}, column{title: "SUBMITTED", right: true}, column{title: "NOTE", flex: true, min: 10})
+		t.cols = append(t.cols, column{title: "PRIO", right: true}, column{title: "TOOK", right: true}, column{title: "SUBMITTED", right: true}, column{title: "NOTE", flex: true, min: 6})
 	}
 	t.paint = func(col int, text, padded string) string {
 		if col == 2 {
