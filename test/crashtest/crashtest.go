@@ -24,7 +24,7 @@ type Options struct {
 	Rounds int
 	// Seed decides what is done and when; the machine's own timing is on top.
 	Seed uint64
-	// Clients that make the load; 0 means 6.
+	// Clients that make the load; 0 means 10.
 	Clients int
 }
 
@@ -35,7 +35,7 @@ const drainTime = 2 * time.Minute
 func Run(t *testing.T, o Options) {
 	t.Helper()
 	if o.Clients == 0 {
-		o.Clients = 6
+		o.Clients = 10
 	}
 	t.Logf("seed %d, %d rounds", o.Seed, o.Rounds)
 	r := &run{

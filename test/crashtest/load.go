@@ -230,7 +230,7 @@ func (u *user) wait() error {
 	if !ok {
 		return u.submit()
 	}
-	wait := wire.Wait("300ms")
+	wait := wire.Wait("60ms")
 	job, err := client.Decode[wire.Job](u.api.GetJob(u.ctx, id, &wire.GetJobParams{Wait: &wait}))
 	if err != nil {
 		return err

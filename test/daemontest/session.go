@@ -232,7 +232,7 @@ func (s *Session) Cancel(id string) wire.Job {
 	return Must[wire.Job](s.t)(s.API.CancelJob(s.ctx, id, wire.CancelRequest{Reason: "a test wants it"}))
 }
 
-// Instance makes an instance of lab for this test alone and deletes it after it.
+// Instance makes an instance of lab.
 func (s *Session) Instance(id string, config map[string]any) string {
 	s.t.Helper()
 	req := wire.InstanceRequest{Id: id}
@@ -243,8 +243,13 @@ func (s *Session) Instance(id string, config map[string]any) string {
 		}
 		req.Config = b
 	}
-	Must[wire.Instance](s.t)(s.API.CreateInstance(s.ctx, "lab", req))
-	return id
+	return s.InstanceOf("lab", req)
+}
+
+// InstanceOf makes an instance of any plugin.
+func (s *Session) InstanceOf(plugin string, req wire.InstanceRequest) string {
+	s.t.Helper()
+	return Must[wire.Instance](s.t)(s.API.CreateInstance(s.ctx, plugin, req)).Id
 }
 
 // Worker is the worker of an instance.

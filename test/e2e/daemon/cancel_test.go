@@ -63,8 +63,9 @@ func TestCancel_Pending(t *testing.T) {
 }
 
 func TestCancel_Loading(t *testing.T) {
-	s, _ := setup(t)
-	job := s.Submit(Job("slowimport", nil))
+	s, lab := setup(t)
+	slow := s.InstanceOf("slowimport", wire.InstanceRequest{Id: lab + "-slow"}) // stays: its worker may still be ending
+	job := s.Submit(Job(slow, nil))
 	s.Stream(JobPath(job.Id, "events")).Await(func(ev client.Event) bool {
 		return ev.Kind == "job.phase" && Data(t, ev)["phase"] == "loading"
 	})

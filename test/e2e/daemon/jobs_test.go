@@ -47,9 +47,14 @@ func TestJob_UnaryLife(t *testing.T) {
 	if n := s.D.RunsOf(t, job.Id); n != 1 {
 		t.Errorf("the job ran %d times", n)
 	}
-	want := []string{"job.submitted", "job.started", "job.phase", "progress", "job.completed", "stream.end"}
-	kinds := slices.DeleteFunc(Kinds(s.Stream(JobPath(job.Id, "events")).Rest()), func(k string) bool { return k == "job.blocked" })
-	if !slices.Equal(slices.Compact(kinds), want) {
+	want := []string{"job.submitted", "job.started", "progress", "job.completed", "stream.end"}
+	kinds := Kinds(s.Stream(JobPath(job.Id, "events")).Rest())
+	if !slices.Contains(kinds, "job.phase") {
+		t.Errorf("no phase is told: %v", kinds)
+	}
+	// Phases go to the disk beside the work; what the worker says may come first.
+	kinds = slices.DeleteFunc(kinds, func(k string) bool { return k == "job.blocked" || k == "job.phase" })
+	if !slices.Equal(kinds, want) {
 		t.Errorf("its events are %v, want %v", kinds, want)
 	}
 }

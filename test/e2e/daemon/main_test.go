@@ -73,6 +73,9 @@ func setup(t *testing.T) (s *daemontest.Session, lab string) {
 	t.Helper()
 	t.Parallel()
 	common.once.Do(func() { common.d = daemontest.Start(&common.tb, daemontest.Options{}) })
+	if common.d == nil {
+		t.Fatal("the shared daemon did not start")
+	}
 	s = common.d.Session(t)
 	lab = s.Instance(instanceName(t), nil)
 	t.Cleanup(func() { deleteInstance(t, lab) })
