@@ -142,3 +142,53 @@ func BenchmarkRecover100k(b *testing.B) {
 		b.StartTimer()
 	}
 }
+
+// BenchmarkMillionPending says what a queue of a million jobs costs: memory for
+// each, a start, a submit and a look at what may start.
+func BenchmarkMillionPending(b *testing.B) {
+	const n, instances = 1_000_000, 20
+	dir := b.TempDir()
+	st, err := sqlitestore.Open(b.Context(), sqlitestore.Options{Dir: dir})
+	require.NoError(b, err)
+	q, err := jobs.NewQueue(jobs.Options{Store: st, LogDir: filepath.Join(dir, "logs"), MaxPending: 2 * n})
+	require.NoError(b, err)
+	subs := make([]jobs.Submission, 1000)
+	for i := range subs {
+		subs[i] = jobs.Submission{Spec: spec, Submitter: "bench"}
+		subs[i].Spec.Instance = fmt.Sprint("echo", i%instances)
+	}
+	begin := time.Now()
+	for range n / len(subs) {
+		_, err := q.Submit(b.Context(), subs)
+		require.NoError(b, err)
+	}
+	batched := n / time.Since(begin).Seconds()
+	require.NoError(b, st.Close())
+	before := heap()
+	begin = time.Now()
+	if st, err = sqlitestore.Open(b.Context(), sqlitestore.Options{Dir: dir}); err != nil {
+		b.Fatal(err)
+	}
+	defer st.Close()
+	q, err = jobs.NewQueue(jobs.Options{Store: st, LogDir: filepath.Join(dir, "logs"), MaxPending: 2 * n})
+	require.NoError(b, err)
+	_, err = q.Recover(b.Context())
+	require.NoError(b, err)
+	start, each := time.Since(begin), float64(heap()-before)/n
+	b.ResetTimer()
+	var submit, pass time.Duration
+	for range b.N {
+		begin := time.Now()
+		_, err := q.Submit(b.Context(), subs[:1])
+		require.NoError(b, err)
+		submit += time.Since(begin)
+		begin = time.Now()
+		require.Len(b, q.Groups(8), instances)
+		pass += time.Since(begin)
+	}
+	b.ReportMetric(batched, "batched/s")
+	b.ReportMetric(start.Seconds(), "s/start")
+	b.ReportMetric(each, "B/job")
+	b.ReportMetric(float64(submit.Microseconds())/float64(b.N), "µs/submit")
+	b.ReportMetric(float64(pass.Microseconds())/float64(b.N), "µs/pass")
+}

@@ -10,6 +10,13 @@ import (
 	"github.com/cjmd/cjmd/internal/jobs"
 )
 
+func heap() uint64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
 // What 100,000 waiting jobs cost in memory after a restart (their arguments
 // stay on disk).
 func TestQueue_PendingJobsAreLight(t *testing.T) {
@@ -26,12 +33,6 @@ func TestQueue_PendingJobsAreLight(t *testing.T) {
 	}
 	require.NoError(t, q.Close())
 	require.NoError(t, st.Close())
-	heap := func() uint64 {
-		var m runtime.MemStats
-		runtime.GC()
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
-	}
 	before := heap()
 	q, st = openQueue(t, dir)
 	each := (heap() - before) / n
