@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cjmd/cjmd/internal/jobs"
@@ -13,7 +14,7 @@ import (
 
 // apply makes the plan true: claims first, then what they are for.
 func (l *loop) apply(now time.Time, plan Plan) {
-	l.failAll(plan.Fail)
+	l.failAll(now, plan.Fail)
 	for _, e := range plan.Evict {
 		l.evict(e)
 	}
@@ -30,8 +31,9 @@ func (l *loop) apply(now time.Time, plan Plan) {
 }
 
 // failAll ends the jobs that the policy refused. They share one commit.
-func (l *loop) failAll(failures []Failure) {
+func (l *loop) failAll(now time.Time, failures []Failure) {
 	var wg sync.WaitGroup
+	var broken atomic.Bool
 	for _, f := range failures {
 		if f.Job == "" {
 			l.inst(f.Instance).answerLoads(&RefusedError{Instance: f.Instance, Reason: f.Error})
@@ -42,10 +44,14 @@ func (l *loop) failAll(failures []Failure) {
 			err := l.s.o.Queue.Fail(l.work, f.Job, f.Error)
 			if err != nil && !gone(err) && l.work.Err() == nil {
 				l.s.log.Error("cannot refuse job", zap.String("job", string(f.Job)), zap.Error(err))
+				broken.Store(true)
 			}
 		})
 	}
 	wg.Wait()
+	if broken.Load() {
+		l.admitNot = now.Add(admitPause)
+	}
 }
 
 // gone reports whether err says that the job is no longer where the loop saw it.

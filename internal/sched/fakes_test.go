@@ -37,6 +37,8 @@ type fakeQueue struct {
 	durable  chan struct{} // what Started answers; nil: durable at once
 	admits   int
 	admitErr error
+	fails    int
+	failErr  error
 }
 
 func newFakeQueue() *fakeQueue {
@@ -143,11 +145,15 @@ func (q *fakeQueue) Admit(_ context.Context, id jobs.ID, _ string) (sched.Run, e
 }
 
 func (q *fakeQueue) Fail(_ context.Context, id jobs.ID, e *jobs.Error) error {
+	defer q.ring()
 	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.fails++
+	if q.failErr != nil {
+		return q.failErr
+	}
 	j := q.jobs[id]
 	j.Status, j.Error = jobs.Failed, e
-	q.mu.Unlock()
-	q.ring()
 	return nil
 }
 

@@ -2,6 +2,7 @@ package sched_test
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -89,6 +90,29 @@ func TestConfigure_ReachesAWorkerThatStartsMeanwhile(t *testing.T) {
 		if err != nil || applied != supervisor.AppliedInitialized {
 			t.Errorf("%q, %v", applied, err)
 		}
+	})
+}
+
+// A full disk was asked to record the same refusal in every pass.
+func TestFail_AStoreThatFailsIsAskedOnceASecond(t *testing.T) {
+	bubble(t, func(b *box) {
+		b.queue.failErr = errors.New("disk full")
+		b.catalog.declare("a", ram(1<<20))
+		b.queue.add("1", "a")
+		for range 300 { // whatever else happens wakes the loop
+			time.Sleep(10 * time.Millisecond)
+			b.queue.ring()
+		}
+		synctest.Wait()
+		b.queue.mu.Lock()
+		n := b.queue.fails
+		b.queue.failErr = nil
+		b.queue.mu.Unlock()
+		if n > 4 {
+			t.Errorf("asked %d times in 3 s", n)
+		}
+		time.Sleep(2 * time.Second)
+		b.want("1", jobs.Failed)
 	})
 }
 
