@@ -141,7 +141,7 @@ func verbFor(code string) string {
 	case "unknown_name":
 		return "the names that are known stand above"
 	case "in_use":
-		return "cjm-ctl jobs --plugin NAME shows its jobs; plugins' own instances can be disabled, not deleted"
+		return "cjm-ctl jobs --plugin NAME shows its jobs; a plugin's own instance can only be disabled"
 	case "worker_not_found":
 		return "cjm-ctl workers lists them"
 	case "token_not_found":

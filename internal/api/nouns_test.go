@@ -115,6 +115,9 @@ func TestInstances_CreateListDelete(t *testing.T) {
 	require.Equal(t, 404, f.do("DELETE", "/v1/plugins/speech/instances/second", nil).StatusCode)
 	require.Equal(t, 204, f.do("DELETE", "/v1/plugins/textstats/instances/second", nil).StatusCode)
 	require.Equal(t, []string{"unload second"}, f.life.did)
+	own := f.do("DELETE", "/v1/plugins/textstats/instances/textstats", nil)
+	require.Equal(t, "in_use", own.code())
+	require.Contains(t, string(own.body), "Disable it")
 }
 
 func TestSystem_MonitorSchedulerWorkersVersion(t *testing.T) {

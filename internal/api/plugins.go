@@ -325,6 +325,9 @@ func (s *server) DeleteInstance(ctx context.Context, req wire.DeleteInstanceRequ
 	if inst.Plugin != req.Name {
 		return nil, &plugins.NotFoundError{Kind: "instance", Name: req.Instance}
 	}
+	if inst.ID == inst.Plugin { // it would come back at once, without its configuration
+		return nil, &plugins.ImplicitError{ID: inst.ID}
+	}
 	page, err := s.o.Jobs.List(ctx, jobs.ListQuery{Instance: inst.ID, Statuses: []jobs.Status{jobs.Pending, jobs.Running}, Limit: 1})
 	if err != nil {
 		return nil, err
