@@ -70,7 +70,7 @@ func States() []StateInfo {
 		{stLoading, "Waits for its worker to load.", append([]Move{
 			{stExecuting, "worker is ready"}, {stCancelling, "cancel"}}, runningEnds...)},
 		{stExecuting, "Its call runs on a worker.", append([]Move{
-			{stCancelling, "cancel or run timeout"}}, runningEnds...)},
+			{stLoading, "the worker was gone before the call came"}, {stCancelling, "cancel or run timeout"}}, runningEnds...)},
 		{stCancelling, "Has been asked to stop and has not stopped yet.", runningEnds},
 		{stCompleted, "Ended with a result.", nil},
 		{stFailed, "Ended with an error.", nil},

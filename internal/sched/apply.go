@@ -80,7 +80,7 @@ func (l *loop) start(now time.Time, s *Start) {
 		l.startLoad(in)
 		return
 	}
-	if err := l.startJob(in, s.Job, resident); err != nil {
+	if err := l.startJob(in, s.Job, resident && l.ready(now, in)); err != nil {
 		if !gone(err) && l.work.Err() == nil {
 			l.s.log.Error("cannot admit job", zap.String("job", string(s.Job)), zap.Error(err))
 			l.admitNot = now.Add(admitPause)
@@ -91,9 +91,9 @@ func (l *loop) start(now time.Time, s *Start) {
 	}
 }
 
-func (l *loop) startJob(in *inst, id jobs.ID, resident bool) error {
+func (l *loop) startJob(in *inst, id jobs.ID, ready bool) error {
 	worker := "" // named only when it is there: the job then executes from its start on
-	if resident {
+	if ready {
 		worker = in.name
 	}
 	handle, err := l.s.o.Queue.Admit(l.work, id, worker)
@@ -103,7 +103,7 @@ func (l *loop) startJob(in *inst, id jobs.ID, resident bool) error {
 	ctx, cancel := context.WithCancelCause(l.work)
 	r := &run{
 		s: l.s, in: in, id: id, instance: in.name, timeouts: in.timeouts,
-		handle: handle, cancel: cancel, work: l.work, resident: resident, since: l.s.o.Now(),
+		handle: handle, cancel: cancel, work: l.work, resident: ready, since: l.s.o.Now(),
 	}
 	in.running++
 	in.idleSince = time.Time{}

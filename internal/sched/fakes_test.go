@@ -30,6 +30,7 @@ type fakeQueue struct {
 	blocks   map[string]*jobs.Block
 	setCalls int
 	phases   map[jobs.ID][]jobs.Phase
+	admitted map[jobs.ID]string // worker named at the last admission
 	finished []jobs.ID
 	requeued map[jobs.ID]int
 	broken   error // what Finish answers while set
@@ -43,7 +44,7 @@ type fakeQueue struct {
 
 func newFakeQueue() *fakeQueue {
 	return &fakeQueue{changed: make(chan struct{}, 1), jobs: make(map[jobs.ID]*jobs.Job),
-		phases: make(map[jobs.ID][]jobs.Phase), requeued: make(map[jobs.ID]int)}
+		phases: make(map[jobs.ID][]jobs.Phase), admitted: make(map[jobs.ID]string), requeued: make(map[jobs.ID]int)}
 }
 
 func (q *fakeQueue) ring() {
@@ -128,7 +129,7 @@ func (q *fakeQueue) NextDeadline() time.Time { return time.Time{} }
 
 func (q *fakeQueue) Expire(context.Context, time.Time) error { return nil }
 
-func (q *fakeQueue) Admit(_ context.Context, id jobs.ID, _ string) (sched.Run, error) {
+func (q *fakeQueue) Admit(_ context.Context, id jobs.ID, worker string) (sched.Run, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.admits++
@@ -141,6 +142,7 @@ func (q *fakeQueue) Admit(_ context.Context, id jobs.ID, _ string) (sched.Run, e
 	}
 	j.Status, j.Phase = jobs.Running, jobs.Reserving
 	j.Attempt++
+	q.admitted[id] = worker
 	return &fakeRun{q: q, job: *j}, nil
 }
 

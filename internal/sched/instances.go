@@ -252,6 +252,15 @@ func (in *inst) slotsTotal() int {
 	return in.concurrency
 }
 
+// ready reports whether the worker can take a call, as far as is known: one that
+// something of ours is loading cannot yet.
+func (l *loop) ready(now time.Time, in *inst) bool {
+	if in.state != supervisor.ReadyState && in.state != supervisor.Busy {
+		l.look(now, in)
+	}
+	return in.state == supervisor.ReadyState || in.state == supervisor.Busy
+}
+
 // slotsFree says how many more runs the instance's worker can take.
 func (in *inst) slotsFree() int { return max(in.slotsTotal()-in.running, 0) }
 

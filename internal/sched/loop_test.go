@@ -39,6 +39,28 @@ func hold(b *box) (release func()) {
 	return func() { close(gate) }
 }
 
+// Seen: of jobs that were admitted together on a cold worker all but the first
+// were told to execute while it loaded, and could not be told to load any more.
+func TestLoop_JobsAdmittedBesideALoadAreLoading(t *testing.T) {
+	bubble(t, func(b *box) {
+		b.workers.load = func(context.Context, string) error { time.Sleep(time.Minute); return nil }
+		b.catalog.declare("a", slots(2))
+		b.queue.add("1", "a")
+		b.queue.add("2", "a")
+		time.Sleep(2 * time.Minute)
+		b.want("1", jobs.Completed)
+		b.want("2", jobs.Completed)
+		for _, id := range []jobs.ID{"1", "2"} {
+			if got := fmt.Sprint(b.queue.phases[id]); got != "[loading executing]" {
+				t.Errorf("phases of job %s: %s", id, got)
+			}
+			if w := b.queue.admitted[id]; w != "" {
+				t.Errorf("job %s was admitted on worker %q, which was not there yet", id, w)
+			}
+		}
+	})
+}
+
 func TestLoop_RunsAJobThroughLoadAndCall(t *testing.T) {
 	bubble(t, func(b *box) {
 		b.catalog.declare("a")

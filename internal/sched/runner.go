@@ -24,7 +24,7 @@ type run struct {
 	cancel   context.CancelCauseFunc
 	since    time.Time
 	work     context.Context // the loop's: ends when the daemon shuts down
-	resident bool            // a worker was there when the run was admitted
+	resident bool            // a worker was ready when the run was admitted
 	phase    atomic.Pointer[jobs.Phase]
 
 	startErr *supervisor.StartError // the worker did not come up
