@@ -62,6 +62,26 @@ func TestAccess_RolesBoundWhatATokenMayDo(t *testing.T) {
 	require.NotContains(t, string(r.body), "sha256")
 }
 
+// As docs/decisions/0005 has it: roles bound what is done, not what is read.
+func TestAccess_OneCircleOfReaders(t *testing.T) {
+	t.Parallel()
+	f := setup(t)
+	id := f.submit(`{"plugin":"textstats","args":["shared"]}`)
+	f.finish(f.run(id), `"seen"`)
+	for _, role := range []Role{RoleRead, RoleSubmit} {
+		_, secret, err := f.tokens.Create("t-"+string(role), role, 0)
+		require.NoError(t, err)
+		require.Contains(t, string(f.doTCP(secret, "GET", "/v1/jobs/"+id, nil).body), "shared")
+		require.Equal(t, `"seen"`, string(f.doTCP(secret, "GET", "/v1/jobs/"+id+"/result", nil).body))
+		for _, path := range []string{"/logs", "/explain"} {
+			require.Equal(t, 200, f.doTCP(secret, "GET", "/v1/jobs/"+id+path, nil).StatusCode)
+		}
+		for _, path := range []string{"/cancel", "/retry", "/hold", "/release"} {
+			require.Equal(t, 403, f.doTCP(secret, "POST", "/v1/jobs/"+id+path, nil).StatusCode)
+		}
+	}
+}
+
 func TestAccess_SocketPeersAndTheirRole(t *testing.T) {
 	t.Parallel()
 	f := setup(t, func(o *Options) { o.Access = AccessOptions{SocketRole: RoleRead} })
