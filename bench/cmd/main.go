@@ -94,6 +94,9 @@ func run(ctx context.Context, args []string) (err error) {
 	b.Note("all: %.1f s", time.Since(begin).Seconds())
 	fmt.Printf("%s, %d cores, %s, fsync %.3g ms, load %.2f, %s, %s\n\n", machine.CPU, machine.Cores, machine.FileSystem,
 		machine.FsyncP50MS, machine.Load1, machine.Go, machine.Python)
+	if machine.Load1 > float64(machine.Cores)/2 {
+		fmt.Printf("The machine was busy when the run began (load %.2f on %d cores): absolute aims say little, ratios more.\n\n", machine.Load1, machine.Cores)
+	}
 	if err := harness.Table(os.Stdout, results); err != nil {
 		return fmt.Errorf("cannot print the table: %w", err)
 	}
