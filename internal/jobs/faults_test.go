@@ -26,6 +26,9 @@ type gate struct {
 	refuse, lose func(jobs.Write) bool
 	before       func(jobs.Write)
 	forget       func()
+	park         func(jobs.Write) bool // kept back until unpark
+	mu           sync.Mutex
+	parked       []func()
 	wg           sync.WaitGroup
 }
 
@@ -56,6 +59,16 @@ func (g *gate) Write(w jobs.Write) *jobs.Ticket {
 		})
 		return t
 	}
+	if g.park != nil && g.park(w) {
+		t := jobs.NewTicket()
+		g.mu.Lock()
+		g.parked = append(g.parked, func() {
+			w, _ := g.Store.Write(w).Wait(context.Background())
+			t.Resolve(w)
+		})
+		g.mu.Unlock()
+		return t
+	}
 	if g.before != nil {
 		g.before(w)
 	}
@@ -74,6 +87,21 @@ func (g *gate) Forget(ctx context.Context, ids []jobs.ID) error {
 		g.forget()
 	}
 	return g.Store.Forget(ctx, ids)
+}
+
+// unpark passes on what is parked, of which there must be n.
+func (g *gate) unpark(t *testing.T, n int) {
+	t.Helper()
+	var parked []func()
+	require.Eventually(t, func() bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		parked = g.parked
+		return len(parked) == n
+	}, 10*time.Second, time.Millisecond)
+	for _, write := range parked {
+		write()
+	}
 }
 
 // once returns a choice of one write only: the first with this action.
@@ -191,6 +219,45 @@ func TestQueue_CancelInTheInstantOfARequeueSurvivesACrash(t *testing.T) {
 	require.Equal(t, "not needed", got.CancelReason)
 	require.Empty(t, b.ready())
 	sameEverywhere(t, b, j.ID)
+}
+
+func TestQueue_CancelInTheInstantOfARequeue(t *testing.T) {
+	t.Parallel()
+	b, g := setupGate(t)
+	j := b.submit(jobs.Spec{})
+	r := b.admit(j.ID)
+	g.park = once("requeue")
+	ended := make(chan error, 1)
+	go func() { ended <- r.Interrupt(b.ctx()) }()
+	require.Eventually(t, func() bool { g.mu.Lock(); defer g.mu.Unlock(); return len(g.parked) == 1 }, 10*time.Second, time.Millisecond)
+	_, err := b.Cancel(b.ctx(), j.ID, "ann", "no need")
+	require.NoError(t, err)
+	g.unpark(t, 1)
+	require.NoError(t, <-ended)
+	got, err := b.Wait(b.ctx(), j.ID)
+	require.NoError(t, err)
+	require.Equal(t, jobs.Cancelled, got.Status)
+	require.Equal(t, "no need", got.CancelReason)
+	require.Equal(t, "submitted started cancel_requested requeued cancelled", b.kinds(j.ID))
+}
+
+// A dependency that fails while another change of its dependent is on its way
+// to the disk is not forgotten.
+func TestQueue_DependencyFailsWhileItsDependentIsChanged(t *testing.T) {
+	t.Parallel()
+	b, g := setupGate(t)
+	first := b.submit(jobs.Spec{})
+	second := b.submit(jobs.Spec{DependsOn: []jobs.ID{first.ID}})
+	g.park = once("hold")
+	held := make(chan error, 1)
+	go func() { _, err := b.Hold(b.ctx(), second.ID); held <- err }()
+	require.Eventually(t, func() bool { g.mu.Lock(); defer g.mu.Unlock(); return len(g.parked) == 1 }, 10*time.Second, time.Millisecond)
+	b.finish(b.admit(first.ID), jobs.Outcome{Status: jobs.Failed, Error: &jobs.Error{Category: jobs.Fatal}})
+	g.unpark(t, 1)
+	require.NoError(t, <-held)
+	got, err := b.Wait(b.ctx(), second.ID)
+	require.NoError(t, err)
+	require.Equal(t, jobs.Cancelled, got.Status)
 }
 
 // The caller of a batch went away before it heard that one of its jobs was known

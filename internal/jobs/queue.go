@@ -3,7 +3,6 @@ package jobs
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -468,28 +467,4 @@ func derivedPhase(j Job) Phase {
 		return Reserving
 	}
 	return ""
-}
-
-// eventData is the object of an event about a job.
-type eventData map[string]any
-
-func jobEvent(kind events.Kind, id ID, instance string, at time.Time, data eventData) events.Draft {
-	b, err := json.Marshal(data)
-	if err != nil { // only values that encode are put in
-		panic(fmt.Sprintf("cannot encode event %s: %v", kind, err))
-	}
-	return events.Draft{At: at, Kind: kind, Job: string(id), Instance: instance, Data: json.RawMessage(b)}
-}
-
-// publicError is what events tell of an error: anyone may follow the journal,
-// so traceback and worker output are left to the job's owner.
-func publicError(e *Error) eventData {
-	if e == nil {
-		return nil
-	}
-	d := eventData{"category": e.Category, "message": e.Message, "retriable": e.Retriable}
-	if e.Type != "" {
-		d["type"] = e.Type
-	}
-	return d
 }

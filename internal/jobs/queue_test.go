@@ -165,7 +165,7 @@ func TestQueue_OneJobFromSubmitToResult(t *testing.T) {
 	require.JSONEq(t, "[1,2]", string(r.Job().Spec.Args))
 	require.JSONEq(t, "{}", string(r.Job().Spec.Kwargs))
 	require.NoError(t, r.SetPhase(b.ctx(), jobs.Executing), "staying is fine")
-	require.Error(t, r.SetPhase(b.ctx(), jobs.Loading))
+	require.Error(t, r.SetPhase(b.ctx(), jobs.Reserving))
 	require.NoError(t, r.Sink().Progress(b.ctx(), 0.5, "half"))
 	require.NoError(t, r.Sink().Chunk(b.ctx(), []byte("{\n\"x\": 1}"), ""))
 	live := b.get(j.ID)

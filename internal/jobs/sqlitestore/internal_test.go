@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -97,7 +98,9 @@ func TestWriter_UnexpectedFailureStaysAlone(t *testing.T) {
 	s, err := Open(t.Context(), Options{Dir: t.TempDir()})
 	require.NoError(t, err)
 	defer s.Close()
-	event := func(c *conn) error { return c.addEvents([]draft{{kind: events.WorkerState, data: []byte("{}")}}) }
+	event := func(c *conn) error {
+		return c.addEvents([]draft{newDraft(time.Now(), events.WorkerState, "", "", []byte("{}"))})
+	}
 	good := func(c *conn) (jobs.Written, error) { return jobs.Written{}, event(c) }
 	bad := func(c *conn) (jobs.Written, error) {
 		if err := event(c); err != nil {

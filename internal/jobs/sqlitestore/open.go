@@ -137,7 +137,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	}
 	s := &Store{opts: o, log: o.Log, path: filepath.Join(dir, dbName), lock: lock}
 	if err := s.open(ctx); err != nil {
-		return nil, errors.Join(err, lock.Close())
+		return nil, errors.Join(err, unlock(lock))
 	}
 	return s, nil
 }
@@ -246,7 +246,7 @@ func (s *Store) prepare(ctx context.Context) error {
 func (s *Store) Close() error {
 	s.closeOnce.Do(func() {
 		s.w.stop()
-		s.closeErr = errors.Join(s.read.Close(), s.w.closeConn(), s.lock.Close())
+		s.closeErr = errors.Join(s.read.Close(), s.w.closeConn(), unlock(s.lock))
 	})
 	return s.closeErr
 }
@@ -278,6 +278,12 @@ func lockDir(dir string) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("cannot write %s: %w", path, err), f.Close())
 	}
 	return f, nil
+}
+
+// unlock gives the lock back at once: closing the file alone would leave it to
+// a child that was forked and has not come to its exec yet.
+func unlock(f *os.File) error {
+	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
 }
 
 func writePID(f *os.File) error {

@@ -44,7 +44,7 @@ func (c *conn) prune(before time.Time, limit int64) ([]jobs.ID, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now().UnixNano()
+	now := time.Now()
 	for i, id := range ids {
 		// Events that the journal itself has given up went on living for the job's log.
 		for _, q := range []string{
@@ -56,7 +56,7 @@ func (c *conn) prune(before time.Time, limit int64) ([]jobs.ID, error) {
 				return nil, err
 			}
 		}
-		if err := c.addEvents([]draft{{at: now, kind: events.JobPruned, job: string(id), instance: insts[i], data: []byte("{}")}}); err != nil {
+		if err := c.addEvents([]draft{newDraft(now, events.JobPruned, string(id), insts[i], []byte("{}"))}); err != nil {
 			return nil, err
 		}
 	}

@@ -53,12 +53,19 @@ func (s *Store) prepareWrite(w jobs.Write) (*op, error) {
 	}}, nil
 }
 
-// draft is an event that only lacks its number.
+// draft is an event that only lacks its number. args are made by the caller, so
+// that the writer has less to do: the number is set there (twice, should the
+// batch be done again).
 type draft struct {
-	at            int64
-	kind          events.Kind
-	job, instance string
-	data          []byte
+	ev   events.Event
+	args []driver.Value
+}
+
+func newDraft(at time.Time, kind events.Kind, job, instance string, data []byte) draft {
+	return draft{
+		ev:   events.Event{At: time.Unix(0, at.UnixNano()).UTC(), Kind: kind, Job: job, Instance: instance, Data: data},
+		args: []driver.Value{nil, at.UnixNano(), string(kind), job, instance, data},
+	}
 }
 
 func newDrafts(ds []events.Draft) ([]draft, error) {
@@ -81,7 +88,7 @@ func newDrafts(ds []events.Draft) ([]draft, error) {
 		if at.IsZero() {
 			at = now
 		}
-		out[i] = draft{at: at.UnixNano(), kind: d.Kind, job: d.Job, instance: d.Instance, data: data}
+		out[i] = newDraft(at, d.Kind, d.Job, d.Instance, data)
 	}
 	return out, nil
 }
@@ -89,12 +96,12 @@ func newDrafts(ds []events.Draft) ([]draft, error) {
 // addEvents numbers and stores events in the open transaction.
 func (c *conn) addEvents(ds []draft) error {
 	for _, d := range ds {
-		if err := c.exec(`INSERT INTO events (seq, at, kind, job, instance, data) VALUES (?,?,?,?,?,?)`,
-			int64(c.nextSeq), d.at, string(d.kind), d.job, d.instance, d.data); err != nil {
+		d.args[0] = int64(c.nextSeq)
+		if err := c.exec(`INSERT INTO events (seq, at, kind, job, instance, data) VALUES (?,?,?,?,?,?)`, d.args...); err != nil {
 			return fmt.Errorf("cannot write event: %w", err)
 		}
-		c.evs = append(c.evs, events.Event{Seq: c.nextSeq, At: time.Unix(0, d.at).UTC(), Kind: d.kind,
-			Job: d.job, Instance: d.instance, Data: d.data})
+		d.ev.Seq = c.nextSeq
+		c.evs = append(c.evs, d.ev)
 		c.nextSeq++
 	}
 	return nil
@@ -270,7 +277,8 @@ func (c *conn) conflict(ch jobs.Change) error {
 // on which fields are set, so few statements are ever prepared.
 func changeSets(ch jobs.Change) (string, []driver.Value) {
 	var b strings.Builder
-	var args []driver.Value
+	b.Grow(256)
+	args := make([]driver.Value, 0, 20) // the most there are, those of the result and the row's too
 	set := func(on bool, col string, v driver.Value) {
 		if on {
 			b.WriteString(", " + col)
