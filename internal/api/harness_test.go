@@ -114,7 +114,12 @@ func (f *fixture) serve(dir string, h http.Handler) {
 		f.done() // streams end first, as in the daemon
 		f.hub.Close()
 		tr.CloseIdleConnections()
-		_ = srv.Shutdown(context.Background())
+		// A connection that the transport dialled in vain would be waited for.
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if srv.Shutdown(ctx) != nil {
+			_ = srv.Close()
+		}
 		<-served
 		f.tcp.Close()
 	})

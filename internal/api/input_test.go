@@ -102,6 +102,10 @@ func TestBadInput_Elsewhere(t *testing.T) {
 		{"DELETE", "/v1/tokens/nobody", "", 404, "token_not_found"},
 		{"GET", "/v1/plugins/speech/stats", "", 409, "not_loaded"},
 		{"GET", "/v1/events?after=x", "", 400, "bad_event_id"},
+		{"GET", "/v1/jobs?limit=%zz", "", 400, "invalid_parameter"},
+		{"GET", "/v1/jobs?limt=1", "", 400, "invalid_parameter"},
+		{"POST", "/v1/jobs/x/cancel?wait=1s", "", 400, "invalid_parameter"},
+		{"GET", "/v1/jobs/x?wait=1s&wait=2s", "", 400, "invalid_parameter"},
 	}
 	for _, c := range cases {
 		var body any
@@ -112,7 +116,10 @@ func TestBadInput_Elsewhere(t *testing.T) {
 		require.Equal(t, c.status, r.StatusCode, "%s %s: %s", c.method, c.path, r.body)
 		require.Equal(t, c.code, r.code(), "%s %s", c.method, c.path)
 	}
-	r := f.do("DELETE", "/v1/jobs", nil)
+	r := f.do("GET", "/v1/jobs?limt=1", nil)
+	require.Contains(t, string(r.body), `"suggestion":"limit"`)
+	require.Equal(t, 200, f.do("GET", "/livez?verbose=1", nil).StatusCode)
+	r = f.do("DELETE", "/v1/jobs", nil)
 	require.Equal(t, 405, r.StatusCode)
 	require.ElementsMatch(t, []string{"GET", "POST"}, r.Header.Values("Allow"))
 	r = f.do("POST", "/v1/jobs", `{"plugin":"textstats"}`, header("Content-Type", "text/plain"))

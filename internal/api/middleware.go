@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/cjmd/cjmd/internal/api/wire"
+	"github.com/cjmd/cjmd/internal/suggest"
 )
 
 // fixedHeaders keep a browser from doing harm with what is answered. They are
@@ -109,6 +112,34 @@ func (s *server) authorize(least Role, next http.Handler) http.Handler {
 		}
 		if !who.Role.Covers(least) {
 			s.fail(w, r, &requestError{Code: codeForbidden, Detail: fmt.Sprintf("This needs the role %s; the caller has %s.", least, who.Role)})
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// knownQuery refuses query parameters that the operation does not have: a
+// misspelt filter would list everything, a misspelt wait would not wait.
+func (s *server) knownQuery(known []string, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.RawQuery == "" {
+			next.ServeHTTP(w, r)
+			return
+		}
+		given, err := url.ParseQuery(r.URL.RawQuery)
+		if err != nil {
+			s.fail(w, r, &requestError{Code: codeInvalidParameter, Detail: "The query part of the address cannot be decoded.", Cause: err})
+			return
+		}
+		for _, name := range sortedKeys(given) {
+			if slices.Contains(known, name) {
+				continue
+			}
+			fe := wire.FieldError{Pointer: "?" + name, Message: "is no parameter of this operation", Suggestion: suggest.Nearest(name, known)}
+			if fe.Suggestion != "" {
+				fe.Message += fmt.Sprintf("; did you mean %q?", fe.Suggestion)
+			}
+			s.fail(w, r, &requestError{Code: codeInvalidParameter, Fields: []wire.FieldError{fe}})
 			return
 		}
 		next.ServeHTTP(w, r)

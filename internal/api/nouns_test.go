@@ -176,7 +176,8 @@ func TestServer_APanicEndsItsRequestAlone(t *testing.T) {
 	require.NotContains(t, string(r.body), "EOF")
 	require.Equal(t, 1, logged.FilterMessage("request failed").Len())
 	r = f.doTCP(f.admin, "GET", "/v1/version?x="+secret, nil)
-	require.Equal(t, 200, r.StatusCode)
+	require.Equal(t, 400, r.StatusCode)
+	require.NotContains(t, string(r.body), secret)
 	require.Equal(t, "no-store", r.Header.Get("Cache-Control"))
 	require.Equal(t, "nosniff", r.Header.Get("X-Content-Type-Options"))
 	for _, e := range logged.FilterMessage("request").All() {

@@ -31,6 +31,7 @@ type spec struct {
 	roles map[string]string    // by operationId: x-role
 	ops   map[string]string    // by operationId: "METHOD /path"
 	codes map[string][]string  // by operationId: x-problems
+	query map[string][]string  // by operationId: names of query parameters
 }
 
 const specURL = "urn:cjmd:openapi"
@@ -54,7 +55,7 @@ func loadSpec(src []byte) (*spec, error) {
 	if !ok {
 		return nil, errors.New("cannot read the API description: it is no object")
 	}
-	s := &spec{doc: doc, rules: map[string]*bodyRule{}, roles: map[string]string{}, ops: map[string]string{}, codes: map[string][]string{}}
+	s := &spec{doc: doc, rules: map[string]*bodyRule{}, roles: map[string]string{}, ops: map[string]string{}, codes: map[string][]string{}, query: map[string][]string{}}
 	c := jsonschema.NewCompiler()
 	if err := c.AddResource(specURL, doc); err != nil {
 		return nil, fmt.Errorf("cannot use the API description: %w", err)
@@ -68,6 +69,7 @@ func loadSpec(src []byte) (*spec, error) {
 			}
 			s.ops[id] = strings.ToUpper(method) + " " + path
 			s.roles[id], _ = asMap(op)["x-role"].(string)
+			s.query[id] = s.queryNames(asMap(item), asMap(op))
 			list, _ := asMap(op)["x-problems"].([]any)
 			for _, code := range list {
 				s.codes[id] = append(s.codes[id], fmt.Sprint(code))
@@ -78,6 +80,24 @@ func loadSpec(src []byte) (*spec, error) {
 		}
 	}
 	return s, nil
+}
+
+// queryNames lists the query parameters of an operation and of its path.
+func (s *spec) queryNames(holders ...map[string]any) []string {
+	names := []string{}
+	for _, h := range holders {
+		list, _ := h["parameters"].([]any)
+		for _, p := range list {
+			param := asMap(p)
+			if ref, ok := param["$ref"].(string); ok {
+				param = asMap(dig(s.doc, strings.Split(strings.TrimPrefix(ref, "#/"), "/")...))
+			}
+			if name, ok := param["name"].(string); ok && param["in"] == "query" {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
 }
 
 func (s *spec) addRule(c *jsonschema.Compiler, id string, op map[string]any) error {
