@@ -366,7 +366,11 @@ func (s *server) ExecuteStream(ctx context.Context, req wire.ExecuteStreamReques
 }
 
 func (s *server) submitExecute(ctx context.Context, plugin string, key *string, b wire.ExecuteRequest, stream bool) (jobs.Job, error) {
-	sub, err := s.build(ctx, submission{key: deref(key), req: wire.JobRequest{
+	name, err := headerKey(key)
+	if err != nil {
+		return jobs.Job{}, err
+	}
+	sub, err := s.build(ctx, submission{key: name, req: wire.JobRequest{
 		Plugin: plugin, Args: b.Args, Kwargs: b.Kwargs, Stream: stream, Priority: b.Priority, Labels: b.Labels, MaxAttempts: b.MaxAttempts,
 		QueueTimeout: b.QueueTimeout, RunTimeout: b.RunTimeout, CancelGrace: b.CancelGrace, InterruptGrace: b.InterruptGrace,
 	}})

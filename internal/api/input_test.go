@@ -169,9 +169,17 @@ func TestProblems_AreDescribed(t *testing.T) {
 func TestBadInput_IdempotencyKeyIsBounded(t *testing.T) {
 	t.Parallel()
 	f := setup(t)
-	r := f.do("POST", "/v1/jobs", `{"plugin":"textstats"}`, header("Idempotency-Key", strings.Repeat("k", 256)))
-	require.Equal(t, 400, r.StatusCode)
-	require.Equal(t, "invalid_parameter", r.code())
+	for _, path := range []string{"/v1/jobs", "/v1/plugins/textstats/execute", "/v1/plugins/textstats/execute_stream"} {
+		for _, key := range []string{"", strings.Repeat("k", 256)} {
+			body := `{}`
+			if path == "/v1/jobs" {
+				body = `{"plugin":"textstats"}`
+			}
+			r := f.do("POST", path, body, header("Idempotency-Key", key))
+			require.Equal(t, 400, r.StatusCode)
+			require.Equal(t, "invalid_parameter", r.code())
+		}
+	}
 }
 
 // Every example in the description is a body that the API takes.

@@ -21,6 +21,15 @@ const inlineResult = 64 << 10
 // maxKey is the longest idempotency key, in bytes.
 const maxKey = 255
 
+// headerKey reads the header Idempotency-Key. An empty one is a mistake of the
+// caller that would cost it the promise it asked for.
+func headerKey(key *string) (string, error) {
+	if key != nil && (*key == "" || len(*key) > maxKey) {
+		return "", badParam("Idempotency-Key", fmt.Sprintf("must have 1 to %d bytes", maxKey))
+	}
+	return deref(key), nil
+}
+
 // submission is what the three ways to submit have in common.
 type submission struct {
 	id, key string
@@ -38,9 +47,6 @@ func (s *server) build(ctx context.Context, in submission) (jobs.Submission, err
 	if limit := s.o.Limits().Job; int64(len(in.req.Args)+len(in.req.Kwargs)) > limit {
 		return jobs.Submission{}, &requestError{Code: codeBodyTooLarge, Detail: fmt.Sprintf("The arguments of a job may have %d bytes.", limit),
 			Fields: []wire.FieldError{{Pointer: in.pointer + "/args", Message: "is too large, together with kwargs"}}}
-	}
-	if len(in.key) > maxKey { // the schema bounds those of a batch, but not a header
-		return jobs.Submission{}, badParam("Idempotency-Key", fmt.Sprintf("may have at most %d bytes", maxKey))
 	}
 	spec := jobs.Spec{
 		Instance: in.req.Plugin, Args: in.req.Args, Kwargs: in.req.Kwargs, Stream: in.req.Stream, Priority: in.req.Priority,
@@ -115,7 +121,11 @@ func (s *server) submit(ctx context.Context, subs ...jobs.Submission) ([]jobs.Su
 
 // SubmitJob is POST /v1/jobs.
 func (s *server) SubmitJob(ctx context.Context, req wire.SubmitJobRequestObject) (wire.SubmitJobResponseObject, error) {
-	a, err := s.submitOne(ctx, submission{key: deref(req.Params.IdempotencyKey), req: *req.Body}, req.Params.Wait, req.Params.Prefer)
+	key, err := headerKey(req.Params.IdempotencyKey)
+	if err != nil {
+		return nil, err
+	}
+	a, err := s.submitOne(ctx, submission{key: key, req: *req.Body}, req.Params.Wait, req.Params.Prefer)
 	if err != nil {
 		return nil, err
 	}
