@@ -213,9 +213,6 @@ func (d *daemonParts) notReady(ctx context.Context) []string {
 		why = append(why, r)
 	}
 	if err := d.store.Writable(); err != nil {
-		why = append(why, err.Error())
-	}
-	if err := d.store.Writable(); err != nil {
 		reason := "the job store cannot be written; the log has the cause"
 		if errors.Is(err, syscall.ENOSPC) {
 			reason = "the disk is full"

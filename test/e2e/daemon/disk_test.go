@@ -139,7 +139,7 @@ func TestFault_DiskFull(t *testing.T) {
 	} else {
 		_ = resp.Body.Close()
 	}
-	if text := readiness(t, s); !contains(text, "failing") {
+	if text := readiness(t, s); !contains(text, "failing") || !contains(text, "the disk is full") {
 		t.Errorf("on a full disk /readyz says %s", text)
 	}
 	gate.Open() // the outcome has to wait for the disk
