@@ -82,8 +82,10 @@ func (u *user) step() error {
 		return u.batch()
 	case deed < 65:
 		return u.follow()
-	case deed < 80:
+	case deed < 77:
 		return u.cancel()
+	case deed < 82:
+		return u.cancelDeaf()
 	case deed < 95:
 		return u.wait()
 	default:
@@ -106,8 +108,10 @@ func (u *user) request() wire.JobRequest {
 		req = daemontest.OpOf(plugin, "flaky", "good", 2)
 	case k < 92:
 		req = daemontest.OpOf(plugin, "talk", "lines", 1+u.rng.IntN(5))
-	case k < 97:
+	case k < 95:
 		req = daemontest.OpOf(plugin, "big", "size", u.rng.IntN(200_000))
+	case k < 98: // processes that the worker leaves running, in sessions of their own
+		req = daemontest.OpOf(plugin, "descendants", "count", 1)
 	default:
 		req = daemontest.OpOf(plugin, "die_once")
 	}
@@ -219,6 +223,26 @@ func (u *user) cancel() error {
 		return u.submit()
 	}
 	job, err := client.Decode[wire.Job](u.api.CancelJob(u.ctx, id, wire.CancelRequest{Reason: "changed my mind"}))
+	if err == nil {
+		u.ledger.cancelled(job)
+	}
+	return err
+}
+
+// cancelDeaf cancels a job that hears nothing before it is interrupted: a kill
+// may come in any phase of it.
+func (u *user) cancelDeaf() error {
+	req, key := daemontest.OpOf("labs", "deaf"), u.key()
+	req.RunTimeout = "500ms"
+	job, err := client.Decode[wire.Job](u.api.SubmitJob(u.ctx, &wire.SubmitJobParams{IdempotencyKey: &key}, req))
+	if err := u.submitted(job, req, key, err); err != nil {
+		return err
+	}
+	wait := wire.Wait(fmt.Sprintf("%dms", 1+u.rng.IntN(100)))
+	if _, err := client.Decode[wire.Job](u.api.GetJob(u.ctx, job.Id, &wire.GetJobParams{Wait: &wait})); err != nil {
+		return err
+	}
+	job, err = client.Decode[wire.Job](u.api.CancelJob(u.ctx, job.Id, wire.CancelRequest{}))
 	if err == nil {
 		u.ledger.cancelled(job)
 	}

@@ -55,6 +55,7 @@ type Daemon struct {
 	exited chan struct{} // closed when the running process was reaped
 	read   chan struct{} // closed when its log is read to the end
 	addr   string        // host:port of the running process
+	killed []int         // ended by SIGKILL, since the last start that became ready
 }
 
 // Start starts a daemon that serves, and ends it with the test.
@@ -170,6 +171,10 @@ func (d *Daemon) Launch(t testing.TB) {
 	if err := d.launch(); err != nil {
 		t.Fatalf("cannot start the daemon: %v\n%s", err, d.Log.Text(8<<10))
 	}
+	for _, pid := range d.killed {
+		d.assertNoCgroup(t, pid, true)
+	}
+	d.killed = nil
 }
 
 // LaunchUnready starts the process and does not wait for anything.
