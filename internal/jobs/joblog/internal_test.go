@@ -30,3 +30,29 @@ func TestReader_HoldsFewBytes(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, r.buf, 2, "with the one that was given out, the first to reach 256 KiB")
 }
+
+// A record of 50 MB passes through memory and does not stay there.
+func TestLog_HugeRecordIsNotKeptInMemory(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := New(Options{Path: func(id string) string { return filepath.Join(dir, id) },
+		Journal: func(context.Context, string, events.Seq) ([]events.Event, error) { return nil, nil }})
+	l, err := s.Open(t.Context(), "j")
+	require.NoError(t, err)
+	defer l.Release()
+	r, err := s.Reader(t.Context(), "j", 0)
+	require.NoError(t, err)
+	defer r.Close()
+	sizes := []int{10, 50 << 20, 20, 30}
+	for _, n := range sizes {
+		require.NoError(t, l.Append(KindChunk, time.Now(), make([]byte, n)))
+	}
+	require.Equal(t, 50, l.ringLen)
+	require.Less(t, cap(l.scratch), 2<<20)
+	for i, n := range sizes {
+		rec, err := r.Next(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, uint64(i+1), rec.N)
+		require.Len(t, rec.Data, n)
+	}
+}

@@ -201,9 +201,14 @@ func (l *Log) flushLocked() error {
 // joinLocked makes a record visible to readers.
 func (l *Log) joinLocked(rec Record) {
 	l.next = rec.N + 1
+	lim := l.set.opts.Limits
+	if rec.seq == 0 && len(rec.Data) > lim.RingBytes { // is in the file: not worth its memory
+		l.ring, l.ringLen = nil, 0
+		l.wakeLocked()
+		return
+	}
 	l.ring = append(l.ring, rec)
 	l.ringLen += len(rec.Data)
-	lim := l.set.opts.Limits
 	for len(l.ring) > 1 && (len(l.ring) > lim.RingRecords || l.ringLen > lim.RingBytes) {
 		l.ringLen -= len(l.ring[0].Data)
 		l.ring[0] = Record{} // let go of its data

@@ -2,11 +2,14 @@ package sqlitestore
 
 import (
 	"database/sql"
+	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/mattn/go-sqlite3"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cjmd/cjmd/internal/events"
@@ -39,6 +42,9 @@ func TestMigrate_BacksUpWhatItChanges(t *testing.T) {
 	}
 	require.Equal(t, 2, read(path))
 	require.Equal(t, 1, read(path+".schema-1.bak"))
+	info, err := os.Stat(path + ".schema-1.bak")
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
 	_, err = migrateWith(t.Context(), db, path, []string{first})
 	var future *FutureError
 	require.ErrorAs(t, err, &future)
@@ -123,4 +129,64 @@ func TestWriter_UnexpectedFailureStaysAlone(t *testing.T) {
 	stored, err := s.EventsSince(t.Context(), 0, events.Filter{}, 10)
 	require.NoError(t, err)
 	require.Len(t, stored, 2)
+}
+
+// One who waits for the store before he sends anything is not waiting for himself.
+func TestWriter_FindsOutByItselfThatItCanWriteAgain(t *testing.T) {
+	t.Parallel()
+	s, err := Open(t.Context(), Options{Dir: t.TempDir(), CheckpointIdle: 5 * time.Millisecond})
+	require.NoError(t, err)
+	defer s.Close()
+	w, err := s.w.enqueue(&op{clean: true, apply: func(*conn) (jobs.Written, error) {
+		return jobs.Written{}, sqlite3.Error{Code: sqlite3.ErrFull}
+	}}).Wait(t.Context())
+	require.ErrorIs(t, err, jobs.ErrStoreUnavailable)
+	require.ErrorIs(t, w.Err, syscall.ENOSPC)
+	require.Eventually(t, func() bool { return s.Writable() == nil }, 10*time.Second, time.Millisecond)
+	_, err = s.Record(t.Context(), events.Draft{Kind: events.DaemonStarted})
+	require.NoError(t, err)
+}
+
+// Whatever version wrote the database, this one makes of it what it makes of a
+// new one, and keeps a copy.
+func TestOpen_MigratesFromEveryEarlierVersion(t *testing.T) {
+	t.Parallel()
+	schema := func(path string) (out []string) {
+		db, err := sql.Open("sqlite3", dsn(path))
+		require.NoError(t, err)
+		defer db.Close()
+		rows, err := db.Query(`SELECT coalesce(sql, name) FROM sqlite_schema WHERE name NOT LIKE 'sqlite_stat%' ORDER BY name`)
+		require.NoError(t, err)
+		defer rows.Close()
+		for rows.Next() {
+			var s string
+			require.NoError(t, rows.Scan(&s))
+			out = append(out, s)
+		}
+		return out
+	}
+	scripts, err := migrations()
+	require.NoError(t, err)
+	var fresh []string
+	for v := range len(scripts) + 1 {
+		path := filepath.Join(t.TempDir(), dbName)
+		db, err := sql.Open("sqlite3", dsn(path))
+		require.NoError(t, err)
+		_, err = migrateWith(t.Context(), db, path, scripts[:v])
+		require.NoError(t, err)
+		require.NoError(t, db.Close())
+		s, err := Open(t.Context(), Options{Dir: filepath.Dir(path)})
+		require.NoError(t, err)
+		require.NoError(t, s.Close())
+		if v == 0 {
+			fresh = schema(path)
+		}
+		require.Equal(t, fresh, schema(path))
+		backup := fmt.Sprintf("%s.schema-%d.bak", path, v)
+		if v == 0 || v == len(scripts) {
+			require.NoFileExists(t, backup)
+		} else {
+			require.FileExists(t, backup)
+		}
+	}
 }
