@@ -26,6 +26,7 @@ type gate struct {
 	refuse, lose func(jobs.Write) bool
 	before       func(jobs.Write)
 	forget       func()
+	lookedUp     func()                // after jobs were looked up
 	park         func(jobs.Write) bool // kept back until unpark
 	mu           sync.Mutex
 	parked       []func()
@@ -80,6 +81,14 @@ func (g *gate) PutSetting(ctx context.Context, key, value string, ds ...events.D
 		return jobs.ErrStoreUnavailable
 	}
 	return g.Store.PutSetting(ctx, key, value, ds...)
+}
+
+func (g *gate) GetMany(ctx context.Context, ids []jobs.ID) ([]jobs.Job, error) {
+	out, err := g.Store.GetMany(ctx, ids)
+	if g.lookedUp != nil {
+		g.lookedUp()
+	}
+	return out, err
 }
 
 func (g *gate) Forget(ctx context.Context, ids []jobs.ID) error {
@@ -258,6 +267,24 @@ func TestQueue_DependencyFailsWhileItsDependentIsChanged(t *testing.T) {
 	got, err := b.Wait(b.ctx(), second.ID)
 	require.NoError(t, err)
 	require.Equal(t, jobs.Cancelled, got.Status)
+}
+
+func TestQueue_DependencyEndsInTheInstantOfTheSubmit(t *testing.T) {
+	t.Parallel()
+	for end, want := range map[jobs.Status]jobs.Status{jobs.Completed: jobs.Pending, jobs.Cancelled: jobs.Cancelled} {
+		b, g := setupGate(t)
+		first := b.submit(jobs.Spec{})
+		r := b.admit(first.ID)
+		g.lookedUp = sync.OnceFunc(func() { b.finish(r, jobs.Outcome{Status: end}) }) // it was running when it was looked up
+		second := b.submit(jobs.Spec{DependsOn: []jobs.ID{first.ID}})
+		if want.Final() {
+			_, err := b.Wait(b.ctx(), second.ID)
+			require.NoError(t, err)
+		} else {
+			require.Equal(t, []jobs.ID{second.ID}, b.ready())
+		}
+		require.Equal(t, want, b.get(second.ID).Status)
+	}
 }
 
 // The caller of a batch went away before it heard that one of its jobs was known

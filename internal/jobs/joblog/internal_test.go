@@ -56,3 +56,27 @@ func TestLog_HugeRecordIsNotKeptInMemory(t *testing.T) {
 		require.Len(t, rec.Data, n)
 	}
 }
+
+// States that are committed while a log is being opened are in it once, whether
+// the journal was read before or after.
+func TestLog_StatesCommittedWhileItOpens(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	state := func(seq events.Seq) events.Event {
+		return events.Event{Seq: seq, Kind: events.JobPhase, Job: "j", Data: []byte("{}")}
+	}
+	var s *Set
+	s = New(Options{Path: func(id string) string { return filepath.Join(dir, id) },
+		Journal: func(context.Context, string, events.Seq) ([]events.Event, error) {
+			s.Committed([]events.Event{state(4), state(7)})
+			return []events.Event{state(2), state(4)}, nil
+		}})
+	l, err := s.Open(t.Context(), "j")
+	require.NoError(t, err)
+	defer l.Release()
+	var seqs []events.Seq
+	for _, rec := range l.ring {
+		seqs = append(seqs, rec.seq)
+	}
+	require.Equal(t, []events.Seq{2, 4, 7}, seqs)
+}

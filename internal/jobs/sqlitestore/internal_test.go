@@ -190,3 +190,23 @@ func TestOpen_MigratesFromEveryEarlierVersion(t *testing.T) {
 		}
 	}
 }
+
+// Lazy writes that did not fit into the batch they waited for wait no longer.
+func TestWriter_LazyWritesBeyondOneBatchAreWritten(t *testing.T) {
+	t.Parallel()
+	s, err := Open(t.Context(), Options{Dir: t.TempDir()})
+	require.NoError(t, err)
+	defer s.Close()
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	s.w.enqueue(&op{apply: func(*conn) (jobs.Written, error) { close(begun); <-goOn; return jobs.Written{}, nil }})
+	<-begun
+	var tickets []*jobs.Ticket
+	for range maxBatchOps + 100 {
+		tickets = append(tickets, s.w.enqueue(&op{lazy: true, clean: true, apply: func(*conn) (jobs.Written, error) { return jobs.Written{}, nil }}))
+	}
+	close(goOn)
+	for _, ticket := range tickets {
+		_, err := ticket.Wait(t.Context())
+		require.NoError(t, err)
+	}
+}
