@@ -209,6 +209,22 @@ func TestHub_ResetToldOnce(t *testing.T) {
 	require.Equal(t, events.Seq(101), e.Seq)
 }
 
+// Events that were stored and never published are read from the Source.
+func TestHub_HoleInWhatWasPublished(t *testing.T) {
+	t.Parallel()
+	j := setup(t, 64)
+	j.commit(3, events.WorkerState)
+	sub := j.hub.Subscribe(events.Filter{}, 2)
+	defer sub.Close()
+	j.store(2, events.WorkerState)
+	j.commit(3, events.WorkerState)
+	for want := events.Seq(3); want <= 8; want++ {
+		e, err := sub.Next(bounded(t))
+		require.NoError(t, err)
+		require.Equal(t, want, e.Seq)
+	}
+}
+
 // Retention that passes a reader while it reads its page loses nothing in silence.
 func TestHub_ResetWhenPrunedDuringTheRead(t *testing.T) {
 	t.Parallel()
