@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -123,14 +124,20 @@ const (
 func (a *app) printJobs(jobs []wire.Job, shape jobsShape) error {
 	// Ids are there to be copied: one of the daemon's own is never shortened.
 	t := &table{cols: []column{{title: "JOB", flex: true, min: 26}, {title: "PLUGIN", flex: true, min: 8}, {title: "STATUS"}}}
+	// A terminal of 80 columns has no room for a column of zeros.
+	prio := shape != jobsEnded && slices.ContainsFunc(jobs, func(j wire.Job) bool { return j.Priority != 0 })
+	if prio {
+		t.cols = append(t.cols, column{title: "PRIO", right: true})
+	}
 	switch shape {
 	case jobsInQueue:
-		t.cols = append(t.cols, column{title: "PRIO", right: true}, column{title: "AGE", right: true}, column{title: "NOTE", flex: true, min: 6})
+		t.cols = append(t.cols, column{title: "AGE", right: true})
 	case jobsEnded:
-		t.cols = append(t.cols, column{title: "TOOK", right: true}, column{title: "ENDED", right: true}, column{title: "NOTE", flex: true, min: 6})
+		t.cols = append(t.cols, column{title: "TOOK", right: true}, column{title: "ENDED", right: true})
 	default:
-		t.cols = append(t.cols, column{title: "PRIO", right: true}, column{title: "TOOK", right: true}, column{title: "SUBMITTED", right: true}, column{title: "NOTE", flex: true, min: 6})
+		t.cols = append(t.cols, column{title: "TOOK", right: true}, column{title: "SUBMITTED", right: true})
 	}
+	t.cols = append(t.cols, column{title: "NOTE", flex: true, min: 6})
 	t.paint = func(col int, text, padded string) string {
 		if col == 2 {
 			return a.out.paintWord(text, padded)
@@ -139,13 +146,16 @@ func (a *app) printJobs(jobs []wire.Job, shape jobsShape) error {
 	}
 	for _, j := range jobs {
 		row := []string{j.Id, j.Plugin, status(j)}
+		if prio {
+			row = append(row, fmt.Sprint(j.Priority))
+		}
 		switch shape {
 		case jobsInQueue:
-			row = append(row, fmt.Sprint(j.Priority), span(a.now().Sub(j.CreatedAt)), note(j))
+			row = append(row, span(a.now().Sub(j.CreatedAt)), note(j))
 		case jobsEnded:
 			row = append(row, a.took(j), ago(a.now(), j.FinishedAt), note(j))
 		default:
-			row = append(row, fmt.Sprint(j.Priority), a.took(j), ago(a.now(), j.CreatedAt), note(j))
+			row = append(row, a.took(j), ago(a.now(), j.CreatedAt), note(j))
 		}
 		t.row(row...)
 	}

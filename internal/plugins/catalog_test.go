@@ -444,7 +444,7 @@ func TestCatalog_ResolvesTheEnvironmentWhenItIsThere(t *testing.T) {
 	require.NoError(t, err)
 	var ni *NotInstalledError
 	require.ErrorAs(t, Runnable(man), &ni)
-	require.ErrorContains(t, Runnable(man), "cjm-ctl install-all --only one")
+	require.ErrorContains(t, Runnable(man), "envs/one of the state directory")
 
 	python := b.write("envs/one/bin/python", "")
 	_, man, err = b.c.Instance("one") // no search needed

@@ -104,9 +104,8 @@ type NotInstalledError struct {
 }
 
 func (e *NotInstalledError) Error() string {
-	what := "it has no environment"
 	if e.Program != "" {
-		what = fmt.Sprintf("%s is not there", e.Program)
+		return fmt.Sprintf("cannot run plugin %q: %s is not there; make it, or change the manifest", e.Plugin, e.Program)
 	}
-	return fmt.Sprintf("cannot run plugin %q: %s; run: cjm-ctl install-all --only %s", e.Plugin, what, e.Plugin)
+	return fmt.Sprintf("cannot run plugin %q: it has no environment; make one with what its manifest's env asks for, as a venv in envs/%s of the state directory", e.Plugin, e.Plugin)
 }
