@@ -185,14 +185,15 @@ func (u *user) follow() error {
 	}
 	p := prefix{job: job.Id}
 	defer func() { u.ledger.follower(p) }()
-	return u.read(daemontest.JobPath(job.Id, "events"), func(ev client.Event) {
+	return u.read(daemontest.JobPath(job.Id, "events"), func(ev client.Event) error {
 		if ev.Kind != client.EventEnd {
 			p.events = append(p.events, ev)
 		}
+		return nil
 	})
 }
 
-func (u *user) read(path string, each func(client.Event)) error {
+func (u *user) read(path string, each func(client.Event) error) error {
 	resp, err := u.api.Do(u.ctx, http.MethodGet, path, nil, nil)
 	if err != nil {
 		return err
@@ -201,12 +202,15 @@ func (u *user) read(path string, each func(client.Event)) error {
 		return err
 	}
 	defer resp.Body.Close()
-	return client.ReadEvents(resp.Body, func(ev client.Event) error { each(ev); return nil })
+	return client.ReadEvents(resp.Body, each)
 }
 
 // followJournal keeps what the journal tells live.
 func (u *user) followJournal() {
-	_ = u.read(fmt.Sprintf("/v1/events?after=%d", u.ledger.cursor()), u.ledger.saw) // ends with the daemon
+	_ = u.read(fmt.Sprintf("/v1/events?after=%d", u.ledger.cursor()), func(ev client.Event) error {
+		u.ledger.saw(ev)
+		return nil
+	}) // ends with the daemon
 }
 
 // one of the jobs that this client submitted.
@@ -233,13 +237,19 @@ func (u *user) cancel() error {
 // may come in any phase of it.
 func (u *user) cancelDeaf() error {
 	req, key := daemontest.OpOf("labs", "deaf"), u.key()
-	req.RunTimeout = "500ms"
+	req.RunTimeout, req.Priority = "1s", 100
 	job, err := client.Decode[wire.Job](u.api.SubmitJob(u.ctx, &wire.SubmitJobParams{IdempotencyKey: &key}, req))
 	if err := u.submitted(job, req, key, err); err != nil {
 		return err
 	}
-	wait := wire.Wait(fmt.Sprintf("%dms", 1+u.rng.IntN(100)))
-	if _, err := client.Decode[wire.Job](u.api.GetJob(u.ctx, job.Id, &wire.GetJobParams{Wait: &wait})); err != nil {
+	begun := errors.New("it has begun")
+	err = u.read(daemontest.JobPath(job.Id, "events"), func(ev client.Event) error {
+		if ev.Kind == "progress" {
+			return begun
+		}
+		return nil
+	})
+	if !errors.Is(err, begun) {
 		return err
 	}
 	job, err = client.Decode[wire.Job](u.api.CancelJob(u.ctx, job.Id, wire.CancelRequest{}))
