@@ -356,11 +356,18 @@ func (s *server) ExecuteStream(ctx context.Context, req wire.ExecuteStreamReques
 	if err != nil {
 		return nil, err
 	}
-	job, err := s.submitExecute(ctx, req.Name, req.Params.IdempotencyKey, *req.Body, true)
+	// First the place, then the job: one that is refused a stream must not run.
+	release, err := s.place(principalOf(ctx))
 	if err != nil {
 		return nil, err
 	}
+	job, err := s.submitExecute(ctx, req.Name, req.Params.IdempotencyKey, *req.Body, true)
+	if err != nil {
+		release()
+		return nil, err
+	}
 	st := s.follow(ctx, job.ID, 0, false, cancel)
+	st.release = release
 	st.location = "/v1/jobs/" + string(job.ID)
 	return st, nil
 }

@@ -47,10 +47,9 @@ func (a logAnswer) VisitGetPluginLogsResponse(w http.ResponseWriter) error { ret
 func (a logAnswer) send(w http.ResponseWriter) error {
 	defer a.src.close()
 	if a.follow {
-		lim := a.s.o.Limits()
-		release, ok := a.s.streams.take(principalOf(a.ctx).Name, lim.Streams, lim.StreamsPerPrincipal)
-		if !ok {
-			return &requestError{Code: codeTooManyStreams, RetryAfter: 5 * time.Second}
+		release, err := a.s.place(principalOf(a.ctx))
+		if err != nil {
+			return err
 		}
 		defer release()
 	}

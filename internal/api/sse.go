@@ -69,6 +69,8 @@ type eventStream struct {
 	firstID  string     // id that unnumbered events carry before the first numbered one
 	side     sideSource // nil: none
 	location string
+	// release gives back a place that was taken before serve; nil: serve takes one.
+	release func()
 	// gone is called when the client went away before the end; nil: nobody cares.
 	gone func(ctx context.Context)
 }
@@ -88,13 +90,12 @@ var (
 // serve runs the whole stream in the request's goroutine, with two more for the
 // cursor and for what is not numbered; both have ended when it returns.
 func (e eventStream) serve(w http.ResponseWriter) error {
-	if e.s.o.StreamsDone.Err() != nil {
-		return &requestError{Code: codeShuttingDown, RetryAfter: time.Second}
-	}
-	lim := e.s.o.Limits()
-	release, ok := e.s.streams.take(e.who.Name, lim.Streams, lim.StreamsPerPrincipal)
-	if !ok {
-		return &requestError{Code: codeTooManyStreams, RetryAfter: 5 * time.Second}
+	release := e.release
+	if release == nil {
+		var err error
+		if release, err = e.s.place(e.who); err != nil {
+			return err
+		}
 	}
 	defer release()
 	src, err := e.open(e.ctx)
@@ -132,6 +133,19 @@ func (e eventStream) serve(w http.ResponseWriter) error {
 		e.gone(bctx)
 	}
 	return nil
+}
+
+// place takes one of the bounded places for streams.
+func (s *server) place(who Principal) (release func(), err error) {
+	if s.o.StreamsDone.Err() != nil {
+		return nil, &requestError{Code: codeShuttingDown, RetryAfter: time.Second}
+	}
+	lim := s.o.Limits()
+	release, ok := s.streams.take(who.Name, lim.Streams, lim.StreamsPerPrincipal)
+	if !ok {
+		return nil, &requestError{Code: codeTooManyStreams, RetryAfter: 5 * time.Second}
+	}
+	return release, nil
 }
 
 // feed moves events from the cursor to the connection. It reports whether the

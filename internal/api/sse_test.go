@@ -264,6 +264,9 @@ func TestStreams_AreLimited(t *testing.T) {
 	r := f.do("GET", "/v1/events", nil)
 	require.Equal(t, 429, r.StatusCode)
 	require.NotEmpty(t, r.Header.Get("Retry-After"))
+	r = f.do("POST", "/v1/plugins/textstats/execute_stream", `{}`)
+	require.Equal(t, "too_many_streams", r.code())
+	require.Empty(t, f.queue.Groups(1), "a job whose stream was refused must not run")
 	a.close()
 	require.Eventually(t, func() bool {
 		return f.rawOpen("/v1/events")
@@ -372,4 +375,25 @@ func TestStream_ManyReadersGetTheSame(t *testing.T) {
 		}
 		require.Equal(t, want, evs)
 	}
+}
+
+func TestStreams_WhatIsRefusedKeepsNoPlace(t *testing.T) {
+	t.Parallel()
+	f := setup(t)
+	f.limits.Streams, f.limits.StreamsPerPrincipal = 1, 1
+	for _, c := range []struct{ method, path, body string }{
+		{"GET", "/v1/jobs/nobody/events", ""},
+		{"GET", "/v1/events?after=x", ""},
+		{"POST", "/v1/plugins/nobody/execute_stream", `{}`},
+		{"POST", "/v1/plugins/resting/execute_stream", `{}`},
+	} {
+		for range 3 {
+			var body any
+			if c.body != "" {
+				body = c.body
+			}
+			require.NotEqual(t, 429, f.do(c.method, c.path, body).StatusCode, c.path)
+		}
+	}
+	require.True(t, f.rawOpen("/v1/events"))
 }
