@@ -40,6 +40,21 @@ func TestQueue_WaitAndRetry(t *testing.T) {
 	require.JSONEq(t, `["x"]`, string(again.Spec.Args))
 }
 
+func TestQueue_PriorityBeyondWhatIsStored(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	j := b.submit(jobs.Spec{Priority: 7})
+	var invalid *jobs.InvalidError
+	for _, p := range []int{1 << 40, -1 << 40} {
+		_, err := b.Submit(b.ctx(), []jobs.Submission{{Spec: jobs.Spec{Instance: "echo", Priority: p}}})
+		require.ErrorAs(t, err, &invalid)
+		_, err = b.Patch(b.ctx(), j.ID, jobs.Patch{Priority: &p})
+		require.ErrorAs(t, err, &invalid)
+		require.Equal(t, "priority", invalid.Field)
+	}
+	require.Equal(t, 7, b.get(j.ID).Spec.Priority)
+}
+
 func TestQueue_ListAndOverview(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
