@@ -1,11 +1,14 @@
 package jobs_test
 
 import (
+	"context"
 	"errors"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -52,6 +55,43 @@ func TestQueue_RetentionRemovesEverythingOfAJob(t *testing.T) {
 			require.ErrorIs(t, e, os.ErrNotExist)
 		}
 	}
+}
+
+// Retention does not wait for its hour while many jobs end.
+func TestQueue_RetentionAfterManyEnds(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(o *jobs.Options) { o.KeepJobs, o.KeepAge, o.PruneEvery = 1, time.Nanosecond, 24*time.Hour })
+	subs := make([]jobs.Submission, 1000)
+	for i := range subs {
+		subs[i].Spec.Instance = "echo"
+	}
+	out, err := b.Submit(b.ctx(), subs)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(b.ctx())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := b.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	var cancels sync.WaitGroup
+	for part := range slices.Chunk(out, 50) {
+		cancels.Go(func() {
+			for _, s := range part {
+				if _, err := b.Cancel(b.ctx(), s.Job.ID, "ann", ""); err != nil {
+					t.Error(err)
+				}
+				b.advance(time.Millisecond)
+			}
+		})
+	}
+	cancels.Wait()
+	require.Eventually(t, func() bool {
+		page, err := b.List(b.ctx(), jobs.ListQuery{Limit: 500})
+		return err == nil && len(page.Jobs) < 500
+	}, 20*time.Second, 5*time.Millisecond)
+	cancel()
+	wg.Wait()
 }
 
 func readLog(t *testing.T, b *box, id jobs.ID, after uint64) (out []joblog.Record) {

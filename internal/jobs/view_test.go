@@ -40,6 +40,22 @@ func TestQueue_WaitAndRetry(t *testing.T) {
 	require.JSONEq(t, `["x"]`, string(again.Spec.Args))
 }
 
+func TestQueue_ResumeWakesTheScheduler(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.submit(jobs.Spec{})
+	require.NoError(t, b.SetControl(b.ctx(), "", jobs.ModePaused))
+	for len(b.Changed()) > 0 {
+		<-b.Changed()
+	}
+	require.NoError(t, b.SetControl(b.ctx(), "", jobs.ModeRunning))
+	select {
+	case <-b.Changed():
+	default:
+		t.Fatal("nobody would start what waits")
+	}
+}
+
 func TestQueue_PriorityBeyondWhatIsStored(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
