@@ -80,7 +80,7 @@ func (l *loop) start(now time.Time, s *Start) {
 		l.startLoad(in)
 		return
 	}
-	if err := l.startJob(in, s.Job, resident && l.ready(now, in)); err != nil {
+	if err := l.startJob(in, s.Job, resident && l.ready(in)); err != nil {
 		if !gone(err) && l.work.Err() == nil {
 			l.s.log.Error("cannot admit job", zap.String("job", string(s.Job)), zap.Error(err))
 			l.admitNot = now.Add(admitPause)

@@ -254,11 +254,13 @@ func (in *inst) slotsTotal() int {
 
 // ready reports whether the worker can take a call, as far as is known: one that
 // something of ours is loading cannot yet.
-func (l *loop) ready(now time.Time, in *inst) bool {
-	if in.state != supervisor.ReadyState && in.state != supervisor.Busy {
-		l.look(now, in)
+func (l *loop) ready(in *inst) bool {
+	state := in.state
+	if state != supervisor.ReadyState && state != supervisor.Busy { // as last looked at
+		st, _ := l.s.o.Workers.Status(in.name)
+		state = st.State
 	}
-	return in.state == supervisor.ReadyState || in.state == supervisor.Busy
+	return state == supervisor.ReadyState || state == supervisor.Busy
 }
 
 // slotsFree says how many more runs the instance's worker can take.

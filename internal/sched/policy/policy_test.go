@@ -129,6 +129,10 @@ func TestPolicies_Decisions(t *testing.T) {
 			"block a unknown_plugin", "block a unknown_plugin", "block a unknown_plugin"},
 		{"cooling down", machine(8*gib, group("a", 1, set(func(g *sched.GroupView) { g.CoolUntil = now.Add(time.Second) }))),
 			"block a cooling_down", "block a cooling_down", "block a cooling_down"},
+		// Seen: while one slot of a crashed worker was still in use, jobs were started
+		// on it and given back a thousand times in its back-off.
+		{"cooling down while others hold slots", machine(8*gib, group("a", 1, idle(1), set(func(g *sched.GroupView) { g.CoolUntil = now.Add(time.Second) }))),
+			"block a cooling_down", "block a cooling_down", "block a cooling_down"},
 		{"cooled down", machine(8*gib, group("a", 1, set(func(g *sched.GroupView) { g.CoolUntil = now }))), "start a0", "start a0", "start a0"},
 		{"gave up", machine(8*gib, group("a", 1, set(func(g *sched.GroupView) { g.Failed = "died 5 times" }))),
 			"block a worker_failed", "block a worker_failed", "block a worker_failed"},

@@ -183,12 +183,12 @@ func (w *walk) closed(g *sched.GroupView) *jobs.Block {
 		return &jobs.Block{Code: "no_slot", Sentence: "the worker of " + g.Instance + " is being stopped (" + g.Stopping + ")"}
 	case g.Failed != "": // also of a worker that is still there and cannot be ended
 		return &jobs.Block{Code: "worker_failed", Sentence: g.Failed}
-	case g.Resident:
-		return nil
-	case g.CoolUntil.After(w.view.Now):
+	case g.CoolUntil.After(w.view.Now): // also while other jobs still hold slots of the worker that ended
 		w.wake(g.CoolUntil)
 		return &jobs.Block{Code: "cooling_down", Earliest: g.CoolUntil,
-			Sentence: g.Instance + " failed to start and cools down until " + g.CoolUntil.UTC().Format("15:04:05Z")}
+			Sentence: g.Instance + " failed and cools down until " + g.CoolUntil.UTC().Format("15:04:05Z")}
+	case g.Resident:
+		return nil
 	case len(g.WaitingFor) > 0:
 		return &jobs.Block{Code: "resource", Holders: g.WaitingFor,
 			Sentence: "waiting for the memory of " + list(g.WaitingFor) + ", which makes room for " + g.Instance}
