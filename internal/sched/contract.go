@@ -42,8 +42,21 @@ type View struct {
 	FreeRAM  resource.Bytes
 	DevFree  map[resource.DeviceID]resource.Bytes
 	TotalRAM resource.Bytes // what could ever be free: total minus margin
-	Slots    int            // jobs the host may start now, over all instances; -1: no bound
-	SlotsMax int            // the bound, for the sentence; 0: none
+	Devices  []DeviceView   // in the order of their index
+	Running  []RunView
+	// Share is each submitter's use of the machine, decayed (device-seconds); Quota
+	// is how many more jobs each may have running, absent: no bound.
+	Share map[string]float64
+	Quota map[string]int
+	// SwapsLeft is how often a device may still change hands; at SwapsAgain the
+	// next one is allowed. A device that is absent has the whole budget.
+	SwapsLeft  map[resource.DeviceID]int
+	SwapsAgain map[resource.DeviceID]time.Time
+	// MonitorInstance serves the registered monitor: its worker is never a victim.
+	MonitorInstance string
+
+	Slots    int // jobs the host may start now, over all instances; -1: no bound
+	SlotsMax int // the bound, for the sentence; 0: none
 }
 
 // GroupView is one instance with its ready jobs and its worker.
@@ -67,28 +80,47 @@ type GroupView struct {
 	// WaitingFor names the workers that are being stopped to make room for this one.
 	WaitingFor []string
 	WaitSince  time.Time // since the first ready job is blocked on resources
+
+	Need    Need
+	Devices []resource.DeviceID // where its worker sits or is about to sit
+	// Pin admits no other device, Prefer and Avoid are wishes; UUIDs or indices.
+	Pin, Prefer, Avoid []string
+	Queued             int // all its pending jobs, also those beyond Ready
+	ResidentSince      time.Time
+	LastUsed           time.Time
+	Uses               float64       // decayed uses per hour
+	LoadTime           time.Duration // learned; 0: unknown
+	RunTime            time.Duration // median; 0: unknown
+	RunTimeP90         time.Duration
+	CanRelease         bool // its plugin offers release(), and was not asked since it last ran
+	Measuring          bool // its run has a device to itself
 }
 
 // Kinds and phases of a Claim.
 const (
 	KindResident = "resident" // lives with the worker
 	KindExecute  = "execute"  // lives with the job
+	KindLease    = "lease"    // the owner's, for programs that are none of ours
 
-	PhaseReserved = "reserved" // set aside, nothing started
-	PhaseLoading  = "loading"
-	PhaseResident = "resident"
-	PhaseDraining = "draining" // the worker is being stopped
+	PhaseReserved    = "reserved" // set aside, nothing started
+	PhaseLoading     = "loading"
+	PhaseResident    = "resident"
+	PhaseExecuting   = "executing"
+	PhaseDraining    = "draining"    // the worker is being stopped
+	PhaseReleasing   = "releasing"   // the worker is gone, its memory is not seen back yet
+	PhaseQuarantined = "quarantined" // its memory did not come back in time
 )
 
 // Claim is memory or a slot set aside.
 type Claim struct {
-	Owner  string // instance, or job id
-	Kind   string // KindResident, KindExecute
-	Device resource.DeviceID
-	Bytes  resource.Bytes
+	Owner    string // instance, job id, lease id
+	Kind     string // KindResident, KindExecute, KindLease
+	Instance string // whose worker holds it; "" for a lease
+	Device   resource.DeviceID
+	Bytes    resource.Bytes
 	// Measured is what the owner was last seen to use of the device.
 	Measured resource.Bytes
-	Phase    string // reserved, loading, resident, executing, draining, releasing
+	Phase    string
 	Since    time.Time
 }
 
@@ -101,8 +133,11 @@ type Plan struct {
 	Evict []Eviction
 	// Hold keeps room for an asker whose victims are still being stopped; the
 	// claims are in phase reserved and are the asker's own when it starts.
-	Hold   []Claim
-	WakeAt time.Time // when time alone changes the answer; zero: never
+	Hold    []Claim
+	Shadow  *Shadow
+	Release []ReleaseAsk
+	Thrash  []Thrash
+	WakeAt  time.Time // when time alone changes the answer; zero: never
 }
 
 // Start admits one job, or with an empty Job the load that was asked for.
@@ -111,6 +146,9 @@ type Start struct {
 	Job      jobs.ID
 	Instance string
 	Claims   []Claim
+	Devices  []resource.DeviceID // where its worker is to sit, in order; nil: it needs none, or is there
+	// Measure gives the instance its device to itself until the run has ended.
+	Measure bool
 }
 
 // Failure ends a job that can never run, or with an empty Job the load that
