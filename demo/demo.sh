@@ -43,6 +43,7 @@ if [ "$requirements" != "$(cat "$stamp" 2>/dev/null)" ]; then
   rm -rf "$env"
   mkdir -p "$(dirname "$env")"
   if command -v uv >/dev/null 2>&1; then
+    export UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-true} # a site's own certificates count, as they do for pip
     uv venv --quiet --python "${PYTHON:-python3}" "$env"
     uv pip install --quiet --python "$env/bin/python" -r <(printf '%s\n' "$requirements")
   else
