@@ -112,7 +112,9 @@ func (u *user) request() wire.JobRequest {
 		req = daemontest.OpOf(plugin, "big", "size", u.rng.IntN(200_000))
 	case k < 98: // processes that the worker leaves running, in sessions of their own
 		req = daemontest.OpOf(plugin, "descendants", "count", 1)
-	default:
+	case u.rng.IntN(4) > 0:
+		req = daemontest.OpOf(plugin, "pid")
+	default: // seldom: each of them makes the worker back off
 		req = daemontest.OpOf(plugin, "die_once")
 	}
 	if u.rng.IntN(4) == 0 {

@@ -51,11 +51,12 @@ type Daemon struct {
 	exe    string
 	config map[string]any
 
-	cmd    *exec.Cmd
-	exited chan struct{} // closed when the running process was reaped
-	read   chan struct{} // closed when its log is read to the end
-	addr   string        // host:port of the running process
-	killed []int         // ended by SIGKILL, since the last start that became ready
+	cmd     *exec.Cmd
+	exited  chan struct{} // closed when the running process was reaped
+	read    chan struct{} // closed when its log is read to the end
+	addr    string        // host:port of the running process
+	process string        // identity of the running process
+	killed  []string      // identities that SIGKILL ended, since the last start that became ready
 }
 
 // Start starts a daemon that serves, and ends it with the test.
@@ -171,8 +172,8 @@ func (d *Daemon) Launch(t testing.TB) {
 	if err := d.launch(); err != nil {
 		t.Fatalf("cannot start the daemon: %v\n%s", err, d.Log.Text(8<<10))
 	}
-	for _, pid := range d.killed {
-		d.assertNoCgroup(t, pid, true)
+	for _, process := range d.killed {
+		assertNoCgroup(t, process, true)
 	}
 	d.killed = nil
 }
@@ -219,6 +220,7 @@ func (d *Daemon) spawn() error {
 		return err
 	}
 	d.cmd, d.exited, d.read = cmd, make(chan struct{}), make(chan struct{})
+	d.process = identity(cmd.Process.Pid)
 	d.Log.mu.Lock()
 	d.Log.ended = false
 	d.Log.mu.Unlock()

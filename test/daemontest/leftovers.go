@@ -37,9 +37,9 @@ func (d *Daemon) AssertNothingLeft(t testing.TB) {
 	}
 	if d.cmd != nil && !d.Running() {
 		killed := d.cmd.ProcessState.ExitCode() < 0
-		d.assertNoCgroup(t, d.PID(), !killed)
+		assertNoCgroup(t, d.process, !killed)
 		if killed {
-			d.killed = append(d.killed, d.PID())
+			d.killed = append(d.killed, d.process)
 		}
 	}
 }
@@ -143,14 +143,23 @@ func Alive(pid int) bool {
 	return i > 0 && i+2 < len(stat) && stat[i+2] != 'Z'
 }
 
+// identity is the process as its control groups are named: pid and start time.
+func identity(pid int) string {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return fmt.Sprintf("%d-gone", pid) // ended at once: it made none
+	}
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	return fmt.Sprintf("%d-%s", pid, fields[19])
+}
+
 // assertNoCgroup fails the test when a control group of a process that has ended
-// is left; their names carry its pid. One that is empty may outlive a SIGKILL,
-// when it came between its making and the guardian's start: the next daemon on
-// this state removes it.
-func (d *Daemon) assertNoCgroup(t testing.TB, pid int, emptyToo bool) {
+// is left. One that is empty may outlive a SIGKILL, when it came between its
+// making and the guardian's start: the next daemon on this state removes it.
+func assertNoCgroup(t testing.TB, process string, emptyToo bool) {
 	t.Helper()
 	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
-		left, _ := filepath.Glob(filepath.Join(root, fmt.Sprintf("cjmd-*.%d-*", pid)))
+		left, _ := filepath.Glob(filepath.Join(root, "cjmd-*."+process))
 		for _, dir := range left {
 			if b, err := os.ReadFile(filepath.Join(dir, "cgroup.events")); emptyToo || err == nil && bytes.Contains(b, []byte("populated 1")) {
 				t.Errorf("a control group is left: %s", dir)
