@@ -289,10 +289,21 @@ func (s *session) waitExit(ctx context.Context, why string) error {
 	}
 }
 
+// lastWords is how long a failed check waits for the end of the program, whose
+// output says why; a program that lives on costs its check no more than this.
+const lastWords = 500 * time.Millisecond
+
 // explain adds the last output of the worker to an error.
 func (s *session) explain(err error) error {
 	var skip skipped
-	if out := s.output.last(); out != "" && !errors.As(err, &skip) {
+	if errors.As(err, &skip) {
+		return err
+	}
+	select {
+	case <-s.exited: // and with it the output is whole
+	case <-time.After(lastWords):
+	}
+	if out := s.output.last(); out != "" {
 		return fmt.Errorf("%w; its last output: %q", err, out)
 	}
 	return err
