@@ -102,8 +102,9 @@ func (s *Store) Forget(ctx context.Context, ids []jobs.ID) error {
 
 // PruneJournal implements jobs.Store. Rows between journal_swept and
 // journal_oldest are the ones still to be looked at.
-func (s *Store) PruneJournal(ctx context.Context, rows int64, limit int) (more bool, err error) {
-	_, err = s.do(ctx, "prune the journal", func(c *conn) error {
+func (s *Store) PruneJournal(ctx context.Context, rows int64, limit int) (bool, error) {
+	var more bool
+	_, err := s.do(ctx, "prune the journal", func(c *conn) error {
 		newest := int64(c.nextSeq) - 1
 		oldest, err := c.queryInt(`SELECT value FROM meta WHERE key = 'journal_oldest'`)
 		if err != nil {
@@ -121,5 +122,8 @@ func (s *Store) PruneJournal(ctx context.Context, rows int64, limit int) (more b
 			c.exec(`UPDATE meta SET value = ? WHERE key = 'journal_swept'`, next),
 			c.exec(`DELETE FROM events WHERE seq >= ? AND seq < ? AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.id = events.job)`, swept, next))
 	})
-	return more, err
+	if err != nil { // when ctx ended the write may still be under way, and set more
+		return false, err
+	}
+	return more, nil
 }

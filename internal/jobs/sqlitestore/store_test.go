@@ -2,6 +2,7 @@ package sqlitestore_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -101,4 +102,22 @@ func TestInstances_RoundTripWithEvents(t *testing.T) {
 	_, newest, err := st.Bounds(ctx)
 	require.NoError(t, err)
 	require.EqualValues(t, 4, newest, "created, updated, created, deleted")
+}
+
+// Seen under the race detector when the daemon stopped while it pruned: the
+// caller went away and read what the writer was about to set.
+func TestPruneJournal_CallerMayGoAwayInTheMiddle(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	for range 200 {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			_, err := s.PruneJournal(ctx, 1, 1)
+			done <- err
+		}()
+		cancel()
+		if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+	}
 }
