@@ -110,12 +110,10 @@ func (l *loop) startJob(in *inst, id jobs.ID, ready bool) error {
 	l.runs[id] = r
 	l.s.metrics.admitted.Inc()
 	l.s.metrics.running.Set(float64(len(l.runs)))
-	l.wg.Add(1)
-	go func() {
-		defer l.wg.Done()
+	l.spawn(func() {
 		defer cancel(nil)
 		r.do(ctx)
-	}()
+	})
 	return nil
 }
 

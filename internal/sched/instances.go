@@ -100,9 +100,9 @@ func (l *loop) refresh(now time.Time) {
 		}
 		l.forgetDeleted()
 	}
-	if l.workersChanged && time.Since(l.workersSeen) >= workersEvery {
+	if l.workersChanged && now.Sub(l.workersSeen) >= workersEvery {
 		l.workersChanged = false
-		l.workersSeen = time.Now()
+		l.workersSeen = now
 		for _, st := range l.s.o.Workers.List() {
 			l.observe(now, l.inst(st.Instance), st)
 		}
@@ -123,7 +123,7 @@ func (l *loop) forgetDeleted() {
 		}
 		delete(l.insts, name)
 		l.s.configuring.Delete(name)
-		l.wg.Go(func() { l.s.o.Workers.Forget(name) })
+		l.spawn(func() { l.s.o.Workers.Forget(name) })
 	}
 }
 

@@ -81,7 +81,7 @@ func (l *loop) run(admit context.Context) error {
 		case <-l.s.mail.wake:
 		case <-l.s.o.Workers.Changed():
 			l.workersChanged = true
-			if young := time.Since(l.workersSeen); young < workersEvery {
+			if young := l.s.o.Now().Sub(l.workersSeen); young < workersEvery {
 				timer.Reset(workersEvery - young)
 				continue
 			}

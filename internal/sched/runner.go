@@ -82,8 +82,8 @@ func (r *run) attempt(ctx context.Context) ending {
 func (r *run) execute(ctx context.Context, job *jobs.Job) (supervisor.Result, error) {
 	spec := &job.Spec
 	if d := firstSet(spec.RunTimeout, r.timeouts.Run); d > 0 {
-		timer := time.AfterFunc(d, func() { r.cancel(errRunTimeout) })
-		defer timer.Stop()
+		stop := r.s.o.AfterFunc(d, func() { r.cancel(errRunTimeout) })
+		defer stop()
 	}
 	call := supervisor.Call{
 		ID: string(job.ID), Attempt: job.Attempt, Args: spec.Args, Kwargs: spec.Kwargs, Stream: spec.Stream,

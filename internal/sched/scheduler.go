@@ -51,6 +51,9 @@ type Options struct {
 	Log     *zap.Logger
 	Metrics prometheus.Registerer
 	Now     func() time.Time
+	// AfterFunc and Go stand for time.AfterFunc and the go statement, for simulations.
+	AfterFunc func(d time.Duration, f func()) (stop func() bool)
+	Go        func(f func())
 
 	Slots            int            // jobs that may run at once on the whole machine; 0: no bound
 	RAMMargin        resource.Bytes // host memory that is never given away
@@ -96,6 +99,12 @@ func New(o Options) (*Scheduler, error) {
 	}
 	if o.MaxStartFailures <= 0 {
 		o.MaxStartFailures = DefaultMaxStartFailures
+	}
+	if o.AfterFunc == nil {
+		o.AfterFunc = func(d time.Duration, f func()) func() bool { return time.AfterFunc(d, f).Stop }
+	}
+	if o.Go == nil {
+		o.Go = func(f func()) { go f() }
 	}
 	s := &Scheduler{o: o, log: o.Log, mail: newMailbox(), started: make(chan struct{})}
 	p, err := s.policyNamed(o.Policy)

@@ -71,7 +71,7 @@ func (l *loop) startLoad(in *inst) {
 		return
 	}
 	in.loading = true
-	l.wg.Go(func() {
+	l.spawn(func() {
 		err := l.s.o.Workers.EnsureReady(l.loading, in.name)
 		l.s.mail.call(func(l *loop) { l.loadEnded(in, err) })
 	})
@@ -126,7 +126,7 @@ func (l *loop) stopWhenIdle(in *inst) {
 		return
 	}
 	s.begun = true
-	l.wg.Go(func() {
+	l.spawn(func() {
 		err := l.s.o.Workers.Stop(l.work, in.name, s.cause)
 		l.s.mail.call(func(l *loop) { l.stopEnded(in, s, err) })
 	})
