@@ -56,10 +56,12 @@ func TestOpen_DamagedDatabaseIsRefusedAfterAnUncleanStop(t *testing.T) {
 	dir := t.TempDir()
 	s, err := Open(t.Context(), Options{Dir: dir})
 	require.NoError(t, err)
-	for range 200 {
-		_, err := s.Record(t.Context(), events.Draft{Kind: events.WorkerState, Data: map[string]string{"x": "some text to fill pages with"}})
-		require.NoError(t, err)
+	many := make([]events.Draft, 5000) // their pages are the middle of the file
+	for i := range many {
+		many[i] = events.Draft{Kind: events.WorkerState, Data: map[string]string{"x": "some text to fill pages with"}}
 	}
+	_, err = s.Record(t.Context(), many...)
+	require.NoError(t, err)
 	require.NoError(t, s.Close())
 	path := filepath.Join(dir, dbName)
 	b, err := os.ReadFile(path)
