@@ -58,6 +58,8 @@ type Process struct {
 	Index   int // device index, -1 when the monitor cannot tell
 	Memory  Bytes
 	Command string
+	// MemoryUnknown is true when the driver does not tell Memory, which is then 0.
+	MemoryUnknown bool
 }
 
 // Snapshot is what one monitor, or the Gate's merge of several, saw at At.
