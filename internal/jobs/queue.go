@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 	"unique"
@@ -208,6 +209,7 @@ func backoff(n int) time.Duration {
 
 // committed is called by the store's writer after each commit.
 func (q *Queue) committed(evs []events.Event) {
+	q.forgetPruned(evs)
 	q.logs.Committed(evs)
 	if q.hub != nil {
 		q.hub.Publish(evs)
@@ -218,6 +220,21 @@ func (q *Queue) committed(evs []events.Event) {
 	q.mu.Unlock()
 	for _, r := range begun { // only now: no chunk may come before its start in the log
 		close(r.started)
+	}
+}
+
+// forgetPruned drops what is remembered of jobs that retention removed, before
+// anybody is told of it: who has heard must not find them any more.
+func (q *Queue) forgetPruned(evs []events.Event) {
+	if !slices.ContainsFunc(evs, func(ev events.Event) bool { return ev.Kind == events.JobPruned }) {
+		return
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, ev := range evs {
+		if ev.Kind == events.JobPruned {
+			delete(q.recent, ID(ev.Job))
+		}
 	}
 }
 

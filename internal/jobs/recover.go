@@ -200,11 +200,6 @@ func (q *Queue) Prune(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		q.mu.Lock()
-		for _, id := range ids {
-			delete(q.recent, id)
-		}
-		q.mu.Unlock()
 		if err := q.removeLeftovers(ctx); err != nil {
 			return err
 		}
