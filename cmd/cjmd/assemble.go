@@ -29,6 +29,7 @@ import (
 	"github.com/cjmd/cjmd/internal/jobs/sqlitestore"
 	"github.com/cjmd/cjmd/internal/monitors"
 	"github.com/cjmd/cjmd/internal/monitors/cpu"
+	"github.com/cjmd/cjmd/internal/monitors/nvidia"
 	"github.com/cjmd/cjmd/internal/plugins"
 	"github.com/cjmd/cjmd/internal/resource"
 	"github.com/cjmd/cjmd/internal/sched"
@@ -79,6 +80,7 @@ func tiers(host *tree.Host) []isolation.Tier {
 
 func monitorList() []monitors.Constructor {
 	return []monitors.Constructor{
+		nvidia.Constructor(),
 		cpu.Constructor(),
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cjmd/cjmd/internal/isolation/reexec"
+	"github.com/cjmd/cjmd/internal/monitors/nvidia"
 )
 
 // Set by the linker (Makefile).
@@ -31,6 +32,9 @@ func main() {
 	// The re-exec verbs run once per worker: they go past the command line
 	// parser, which would cost a tenth of a worker's start.
 	if code, ok := reexec.Dispatch(os.Args[1:]); ok {
+		os.Exit(code)
+	}
+	if code, ok := nvidia.Dispatch(os.Args[1:]); ok {
 		os.Exit(code)
 	}
 	os.Exit(run(context.Background(), os.Args[1:], os.Environ(), os.Stdout, os.Stderr))

@@ -21,6 +21,7 @@ import (
 	"github.com/cjmd/cjmd/internal/jobs"
 	"github.com/cjmd/cjmd/internal/jobs/sqlitestore"
 	"github.com/cjmd/cjmd/internal/monitors"
+	"github.com/cjmd/cjmd/internal/monitors/nvidia"
 	"github.com/cjmd/cjmd/internal/plugins"
 	"github.com/cjmd/cjmd/internal/sched"
 	"github.com/cjmd/cjmd/internal/supervisor"
@@ -46,6 +47,9 @@ const asMain = "CJMD_TEST_AS_MAIN"
 
 func TestMain(m *testing.M) {
 	if code, ok := reexec.Dispatch(os.Args[1:]); ok {
+		os.Exit(code)
+	}
+	if code, ok := nvidia.Dispatch(os.Args[1:]); ok {
 		os.Exit(code)
 	}
 	if os.Getenv(asMain) != "" {
