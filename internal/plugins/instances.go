@@ -248,6 +248,7 @@ type Settings struct {
 	Concurrency      *int
 	Limits           *Limits
 	Isolation        *Isolation
+	Placement        *Placement // replaces the whole; an empty one is the manifest's again
 }
 
 // Update changes what is not nil.
@@ -267,6 +268,12 @@ func (c *Catalog) Update(ctx context.Context, id string, s Settings) (Instance, 
 		}
 		if s.Isolation != nil {
 			inst.Isolation = s.Isolation
+		}
+		if s.Placement != nil {
+			inst.Placement = s.Placement
+			if s.Placement.none() {
+				inst.Placement = nil
+			}
 		}
 		return true, nil
 	})

@@ -53,7 +53,7 @@ path: [., ../shared]
 env: {manager: uv, python: "3.11", requirements: [pocketsphinx]}
 env_vars: {MODEL_ROOT: "${CJM_MODELS_DIR}/x"}
 resources: {min_system_ram_mb: 300}
-devices: {count: 2}
+devices: {count: 2, pin: [0, GPU-1], avoid: ['3']}
 config_schema:
   type: object
   properties: {lang: {type: string, default: en}}
@@ -244,8 +244,10 @@ func TestSchema_AgreesWithTheParser(t *testing.T) {
 		"env":            {`{}`, `{"manager":"uv"}`, `null`, `[]`, `"uv"`},
 		"env_vars": {`{}`, `null`, `{"A":"b"}`, `{"A":1}`, `{"1A":"x"}`, `{"A B":"x"}`, `{"LISTEN_FDS":"1"}`, `{"WATCHDOG_USEC":"1"}`, `{"NOTIFY_SOCKETS":"1"}`, `{"CJM_WORKER_FD":"3"}`,
 			`{"A":"${PLUGIN_NAME}/x"}`, `{"A":"${NOPE}"}`, `{"A":"${"}`, `{"A":"$"}`, `{"A":"$x$"}`, `{"A":"$${PLUGIN_NAME}"}`, `{"A":"$${NOPE}"}`, `{"A":"${${PLUGIN_NAME}}"}`, `{"A":"a\nb"}`, `{"A":""}`, `[]`},
-		"resources":     {`{}`, `null`, `{"requires_gpu":true}`, `{"requires_gpu":"yes"}`, `{"min_gpu_vram_mb":1.5}`, `{"min_gpu_vram_mb":-1}`, `{"min_system_ram_mb":1e16}`, `{"gpu":1}`, `[]`},
-		"devices":       {`{"count":1}`, `{"count":0}`, `{"count":65}`, `{"count":1.5}`, `{"count":null}`, `{"n":1}`, `2`},
+		"resources": {`{}`, `null`, `{"requires_gpu":true}`, `{"requires_gpu":"yes"}`, `{"min_gpu_vram_mb":1.5}`, `{"min_gpu_vram_mb":-1}`, `{"min_system_ram_mb":1e16}`, `{"gpu":1}`, `[]`},
+		"devices": {`{"count":1}`, `{"count":0}`, `{"count":65}`, `{"count":1.5}`, `{"count":null}`, `{"n":1}`, `2`,
+			`{"pin":[0,"GPU-1"],"prefer":["1"],"avoid":[]}`, `{"pin":"0"}`, `{"pin":[""]}`, `{"pin":[-1]}`, `{"pin":[1.5]}`, `{"pin":["a b"]}`, `{"pin":["a,b"]}`,
+			`{"avoid":[1.0,65537]}`, `{"avoid":[null]}`, `{"prefer":null}`, `{"pin":[2e0]}`},
 		"config_schema": {`{}`, `{"properties":3}`, `null`, `true`, `[]`},
 		"strict":        {`true`, `null`, `"true"`},
 		"secrets":       {`[]`, `["A"]`, `["a b"]`, `[""]`, `[{"name":"A"}]`, `[{"name":"A","required":false,"description":"d"}]`, `[{"required":true}]`, `[{"name":"A","x":1}]`, `["LISTEN_PID"]`, `[1]`, `"A"`, `null`},

@@ -3,8 +3,10 @@ package plugins
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -143,6 +145,7 @@ func readBounds(f *fields, m *Manifest) {
 	}
 	if d, ok := f.object("devices"); ok {
 		m.Demand.Devices = d.integer("count", 1, 64)
+		m.Placement = Placement{Count: m.Demand.Devices, Pin: deviceNames(d, "pin"), Prefer: deviceNames(d, "prefer"), Avoid: deviceNames(d, "avoid")}
 		d.strict()
 	}
 	if r, ok := f.object("retry"); ok {
@@ -156,4 +159,45 @@ func readBounds(f *fields, m *Manifest) {
 		}
 		t.strict()
 	}
+}
+
+const maxDeviceIndex = 1 << 16
+
+// deviceNames reads a list of accelerators; an index may stand as a number.
+func deviceNames(f *fields, key string) []string {
+	v, ok := f.get(key)
+	if !ok {
+		return nil
+	}
+	list, ok := v.([]any)
+	if !ok {
+		f.fail(key, "must be a list of UUIDs or indices")
+		return nil
+	}
+	var out []string
+	for i, x := range list {
+		name := ""
+		switch x := x.(type) {
+		case string:
+			name = x
+		case json.Number:
+			if n, err := x.Float64(); err == nil && n >= 0 && n <= maxDeviceIndex && n == math.Trunc(n) {
+				name = strconv.Itoa(int(n))
+			}
+		}
+		if !ValidDevice(name) {
+			f.fail(fmt.Sprintf("%s[%d]", key, i), "must be the UUID or the index of an accelerator")
+			continue
+		}
+		out = append(out, name)
+	}
+	return out
+}
+
+// ValidDevice reports whether name can be an accelerator's UUID or index.
+func ValidDevice(name string) bool {
+	if name == "" || len(name) > 96 {
+		return false
+	}
+	return !strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' || r == ',' })
 }

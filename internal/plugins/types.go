@@ -44,6 +44,7 @@ type Manifest struct {
 	OptionalSecrets []string
 
 	Concurrency int
+	Placement   Placement // where its workers sit, unless the owner says otherwise
 	Isolation   Isolation
 	Limits      Limits
 	Timeouts    Timeouts
@@ -61,6 +62,50 @@ type Manifest struct {
 type Isolation struct {
 	Tier    string   `json:"tier,omitempty"`
 	Require []string `json:"require,omitempty"`
+}
+
+// Placement says on which accelerators workers sit. Devices are named by UUID
+// or by index; names that no device bears are no error, because cards come and
+// go.
+type Placement struct {
+	// Count is how many accelerators one worker spans; 0: as the manifest says,
+	// which means 1 where it says nothing.
+	Count int `json:"count,omitzero"`
+	// An owner's list that is nil leaves the manifest's in force, an empty one
+	// lifts it.
+	Pin    []string `json:"pin,omitzero"`    // nowhere else; empty: anywhere
+	Prefer []string `json:"prefer,omitzero"` // where there is a choice
+	Avoid  []string `json:"avoid,omitzero"`  // only where there is no other choice
+}
+
+func (p *Placement) none() bool {
+	return p.Count == 0 && p.Pin == nil && p.Prefer == nil && p.Avoid == nil
+}
+
+// PlacementOf joins the owner's wishes with those of the manifest: what the
+// owner did not say is as the manifest has it.
+func (i Instance) PlacementOf(m Manifest) Placement {
+	p := m.Placement
+	if p.Count == 0 {
+		p.Count = m.Demand.Devices
+	}
+	own := i.Placement
+	if own == nil {
+		return p
+	}
+	if own.Count > 0 {
+		p.Count = own.Count
+	}
+	if own.Pin != nil {
+		p.Pin = own.Pin
+	}
+	if own.Prefer != nil {
+		p.Prefer = own.Prefer
+	}
+	if own.Avoid != nil {
+		p.Avoid = own.Avoid
+	}
+	return p
 }
 
 // Limits of a worker's process tree; zero means none.
@@ -101,6 +146,7 @@ type Instance struct {
 	Pinned    bool
 	Limits    *Limits
 	Isolation *Isolation
+	Placement *Placement // the owner's wishes; PlacementOf has what is in force
 	// Concurrency overrides the manifest's when > 0.
 	Concurrency int
 	Autoload    bool

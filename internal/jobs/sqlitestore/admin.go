@@ -44,7 +44,7 @@ func (s *Store) PutSetting(ctx context.Context, key, value string, drafts ...eve
 // Instances implements plugins.InstanceStore.
 func (s *Store) Instances(ctx context.Context) ([]plugins.Instance, error) {
 	rows, err := s.read.QueryContext(ctx, `SELECT id, plugin, config, enabled, pinned, limits, isolation, concurrency,
- autoload, revision, updated_at FROM instances ORDER BY id`)
+ autoload, revision, updated_at, placement FROM instances ORDER BY id`)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read instances: %w", err)
 	}
@@ -53,10 +53,10 @@ func (s *Store) Instances(ctx context.Context) ([]plugins.Instance, error) {
 	for rows.Next() {
 		var i plugins.Instance
 		var config []byte
-		var limits, isolation sql.NullString
+		var limits, isolation, placement sql.NullString
 		var updated int64
 		if err := rows.Scan(&i.ID, &i.Plugin, &config, &i.Enabled, &i.Pinned, &limits, &isolation, &i.Concurrency,
-			&i.Autoload, &i.Revision, &updated); err != nil {
+			&i.Autoload, &i.Revision, &updated, &placement); err != nil {
 			return nil, fmt.Errorf("cannot read instances: %w", err)
 		}
 		i.Config, i.UpdatedAt = config, timeOf(updated)
@@ -65,6 +65,9 @@ func (s *Store) Instances(ctx context.Context) ([]plugins.Instance, error) {
 		}
 		if isolation.Valid {
 			err = errors.Join(err, json.Unmarshal([]byte(isolation.String), &i.Isolation))
+		}
+		if placement.Valid {
+			err = errors.Join(err, json.Unmarshal([]byte(placement.String), &i.Placement))
 		}
 		if err != nil {
 			return nil, fmt.Errorf("cannot read instance %q: %w", i.ID, err)
@@ -84,7 +87,7 @@ func (s *Store) PutInstance(ctx context.Context, inst plugins.Instance, event st
 	case "updated":
 		kind = events.InstanceUpdated
 	}
-	var config, limits, isolation driver.Value
+	var config, limits, isolation, placement driver.Value
 	if inst.Config != nil {
 		config = []byte(inst.Config)
 	}
@@ -93,6 +96,9 @@ func (s *Store) PutInstance(ctx context.Context, inst plugins.Instance, event st
 	}
 	if inst.Isolation != nil {
 		isolation = jsonText(inst.Isolation)
+	}
+	if inst.Placement != nil {
+		placement = jsonText(inst.Placement)
 	}
 	if inst.UpdatedAt.IsZero() {
 		inst.UpdatedAt = time.Now()
@@ -104,8 +110,8 @@ func (s *Store) PutInstance(ctx context.Context, inst plugins.Instance, event st
 	}
 	_, err = s.do(ctx, fmt.Sprintf("store instance %q", inst.ID), func(c *conn) error {
 		if err := c.exec(`INSERT OR REPLACE INTO instances (id, plugin, config, enabled, pinned, limits, isolation, concurrency,
- autoload, revision, updated_at) VALUES (?,?,?,?,?,?,?,?,?,?,?)`, inst.ID, inst.Plugin, config, flag(inst.Enabled), flag(inst.Pinned),
-			limits, isolation, int64(inst.Concurrency), flag(inst.Autoload), inst.Revision, nanos(inst.UpdatedAt)); err != nil {
+ autoload, revision, updated_at, placement) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)`, inst.ID, inst.Plugin, config, flag(inst.Enabled), flag(inst.Pinned),
+			limits, isolation, int64(inst.Concurrency), flag(inst.Autoload), inst.Revision, nanos(inst.UpdatedAt), placement); err != nil {
 			return err
 		}
 		return c.addEvents(ds)

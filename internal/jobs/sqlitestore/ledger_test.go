@@ -13,6 +13,7 @@ import (
 
 	"github.com/cjmd/cjmd/internal/events"
 	"github.com/cjmd/cjmd/internal/jobs/sqlitestore"
+	"github.com/cjmd/cjmd/internal/plugins"
 	"github.com/cjmd/cjmd/internal/resource"
 	"github.com/cjmd/cjmd/internal/sched/learn"
 )
@@ -245,4 +246,31 @@ func TestMigration_FromVersion1KeepsWhatWasThere(t *testing.T) {
 	require.NoError(t, st.PutClaims(ctx, "w", []resource.ClaimRecord{claim("w", "resident", 1)}, draft("scheduler.evicting")))
 	require.Equal(t, []events.Kind{"job.submitted", "scheduler.evicting"}, kinds(t, st))
 	require.FileExists(t, filepath.Join(dir, "cjmd.db.schema-1.bak"))
+}
+
+func TestMigration_FromVersion2KeepsLeasesAndInstances(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	db, err := sql.Open("sqlite3", "file:"+filepath.Join(dir, "cjmd.db"))
+	require.NoError(t, err)
+	dump, err := os.ReadFile(filepath.Join("testdata", "schema-2.sql"))
+	require.NoError(t, err)
+	_, err = db.Exec(string(dump))
+	require.NoError(t, err)
+	require.NoError(t, db.Close())
+
+	st := openStore(t, dir)
+	leases, err := st.Leases(t.Context())
+	require.NoError(t, err)
+	require.Len(t, leases, 1)
+	insts, err := st.Instances(t.Context())
+	require.NoError(t, err)
+	require.Len(t, insts, 1)
+	require.Nil(t, insts[0].Placement)
+	insts[0].Placement = &plugins.Placement{Pin: []string{"1"}}
+	require.NoError(t, st.PutInstance(t.Context(), insts[0], "updated"))
+	insts, err = st.Instances(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []string{"1"}, insts[0].Placement.Pin)
+	require.FileExists(t, filepath.Join(dir, "cjmd.db.schema-2.bak"))
 }

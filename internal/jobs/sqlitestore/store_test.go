@@ -83,7 +83,8 @@ func TestInstances_RoundTripWithEvents(t *testing.T) {
 	st := openStore(t, t.TempDir())
 	ctx := t.Context()
 	inst := plugins.Instance{ID: "a", Plugin: "p", Config: []byte(`{"x":1}`), Enabled: true, Pinned: true, Concurrency: 2, Autoload: true,
-		Revision: 3, Limits: &plugins.Limits{MemoryMaxMB: 5}, Isolation: &plugins.Isolation{Tier: "2"}}
+		Placement: &plugins.Placement{Count: 2, Pin: []string{"GPU-1", "0"}, Avoid: []string{}},
+		Revision:  3, Limits: &plugins.Limits{MemoryMaxMB: 5}, Isolation: &plugins.Isolation{Tier: "2"}}
 	require.NoError(t, st.PutInstance(ctx, inst, "created"))
 	inst.Enabled = false
 	require.NoError(t, st.PutInstance(ctx, inst, "updated"))
