@@ -18,6 +18,13 @@ type SchedulerState struct {
 	Slots    int            // bound of jobs running at once on the host, 0: none
 	Claims   []Claim
 	Runs     []RunState
+	Devices  []DeviceView    // the ledger's sums, by index
+	Accounts []WorkerAccount // what they are made of, by instance
+	Leases   []LeaseState
+	Shadow   *Shadow
+	Groups   []WaitingGroup // those that wait, by instance
+	// MonitorInstance serves the registered monitor, "" when none does.
+	MonitorInstance string
 	// Waiting counts, by block code, the instances whose jobs wait.
 	Waiting      map[string]int
 	Passes       uint64
@@ -52,6 +59,11 @@ type Explanation struct {
 	DevFree map[resource.DeviceID]resource.Bytes
 	Monitor string
 	Fresh   bool
+
+	Need    Need         // what the ledger reckons with
+	Rank    *Rank        // nil: the policy takes jobs as they come
+	Devices []DeviceView // by index
+	Shadow  *Shadow      // the reservation in force, whosever it is
 
 	Worker    string // state of its worker
 	SlotsFree int
