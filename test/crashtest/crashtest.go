@@ -77,7 +77,7 @@ func (r *run) round(n int) {
 	r.check()
 	stop := r.load(uint64(n))
 	// Mostly while everything runs; sometimes while the workers still load.
-	time.Sleep(time.Duration(20+r.rng.IntN(700)) * time.Millisecond) // the random moment itself
+	time.Sleep(time.Duration(20+r.rng.IntN(1300)) * time.Millisecond) // the random moment itself
 	r.kill()
 	stop()
 }

@@ -2,6 +2,7 @@ package crashtest
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"strconv"
 	"sync"
 	"testing"
@@ -51,6 +52,7 @@ type ledger struct {
 	at          uint64         // journal number up to which all was read
 	live        []client.Event // journal events seen live in this generation
 	readRunsTo  int            // notes read so far
+	all         []string       // acknowledged, oldest first
 	fresh       []string       // acknowledged since the last check
 	unanswered  []unanswered
 	prefixes    []prefix
@@ -77,7 +79,7 @@ func (l *ledger) accepted(job wire.Job, req wire.JobRequest) {
 	defer l.mu.Unlock()
 	a := l.jobLocked(job.Id)
 	if !a.acked {
-		l.fresh = append(l.fresh, job.Id)
+		l.fresh, l.all = append(l.fresh, job.Id), append(l.all, job.Id)
 	}
 	a.acked = true
 	a.maxAttempts = max(req.MaxAttempts, 1)
@@ -109,6 +111,16 @@ func (l *ledger) cancelled(job wire.Job) {
 		a.cancelAcked, a.cancelGen = true, l.gen
 	}
 	l.toldLocked(a, job)
+}
+
+// some is one of the newest acknowledged jobs.
+func (l *ledger) some(rng *rand.Rand) (string, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.all) == 0 {
+		return "", false
+	}
+	return l.all[len(l.all)-1-rng.IntN(min(len(l.all), 300))], true
 }
 
 func (l *ledger) lost(u unanswered) {

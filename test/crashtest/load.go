@@ -15,7 +15,7 @@ import (
 )
 
 // enough jobs wait: more would only make the end longer.
-const enough = 150
+const enough = 60
 
 // load starts the clients of one round; stop ends them and waits.
 func (r *run) load(round uint64) (stop func()) {
@@ -70,8 +70,8 @@ func (u *user) work() {
 
 func (u *user) step() error {
 	deed := u.rng.IntN(100)
-	if u.ledger.waiting() > enough && deed < 65 {
-		deed = 85
+	if u.ledger.waiting() > enough && deed < 55 {
+		deed = 55 + u.rng.IntN(45)
 	}
 	switch {
 	case deed < 35:
@@ -80,12 +80,12 @@ func (u *user) step() error {
 		return u.put()
 	case deed < 50:
 		return u.batch()
-	case deed < 65:
-		return u.follow()
-	case deed < 77:
-		return u.cancel()
-	case deed < 82:
+	case deed < 55: // holds a slot for a second: not while much waits
 		return u.cancelDeaf()
+	case deed < 70:
+		return u.follow()
+	case deed < 82:
+		return u.cancel()
 	case deed < 95:
 		return u.wait()
 	default:
@@ -179,7 +179,7 @@ func (u *user) batch() error {
 // daemon is gone.
 func (u *user) follow() error {
 	req := daemontest.OpOf("labs", "count", "to", 5+u.rng.IntN(60), "size", u.rng.IntN(3000), "pause", u.rng.IntN(8))
-	req.Stream = true
+	req.Stream, req.Priority = true, 50 // before what waits: a kill shall come while it is followed
 	key := u.key()
 	job, err := client.Decode[wire.Job](u.api.SubmitJob(u.ctx, &wire.SubmitJobParams{IdempotencyKey: &key}, req))
 	if err := u.submitted(job, req, key, err); err != nil {
@@ -215,10 +215,10 @@ func (u *user) followJournal() {
 	}) // ends with the daemon
 }
 
-// one of the jobs that this client submitted.
+// one is a job of this client, or now and then of an earlier one.
 func (u *user) one() (string, bool) {
-	if len(u.mine) == 0 {
-		return "", false
+	if len(u.mine) == 0 || u.rng.IntN(4) == 0 {
+		return u.ledger.some(u.rng)
 	}
 	return u.mine[u.rng.IntN(len(u.mine))], true
 }
