@@ -63,8 +63,8 @@ type Worker struct {
 	order   []*call // in order of begin
 	stops   []func()
 	loaded  func(error)
+	died    func(error)
 	cancels []func() // timers of the load
-	ended   error
 }
 
 type call struct {
@@ -77,12 +77,13 @@ type call struct {
 }
 
 // Start makes a worker and begins its load; loaded is called once, later, with
-// how that ended: nil, *MemoryError, ErrBroken, ErrCrashed or ErrKilled. name is
-// the owner under which its memory is told.
-func (m *Machine) Start(name string, p Program, devices []resource.DeviceID, loaded func(error)) (*Worker, error) {
+// how that ended: nil, *MemoryError, ErrBroken, ErrCrashed or ErrKilled. died is
+// called when its process ends, before everybody else hears of it; nil: nobody
+// asks. name is the owner under which its memory is told.
+func (m *Machine) Start(name string, p Program, devices []resource.DeviceID, loaded, died func(error)) (*Worker, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	w := &Worker{m: m, p: p, state: Loading, calls: make(map[string]*call), loaded: loaded}
+	w := &Worker{m: m, p: p, state: Loading, calls: make(map[string]*call), loaded: loaded, died: died}
 	for _, id := range devices {
 		pool := m.pool(id)
 		if pool <= hostPool || m.gone[pool] {
@@ -314,7 +315,7 @@ func (w *Worker) dieLocked(why error) func() {
 		return func() {}
 	}
 	w.stopLoad()
-	w.state, w.ended = Dead, why
+	w.state = Dead
 	m := w.m
 	for i := range m.workers {
 		if m.workers[i] == w {
@@ -324,6 +325,9 @@ func (w *Worker) dieLocked(why error) func() {
 	}
 	m.o.Observer.Worker(m.clock.Now(), w.h.name, w.h.pid, "dead", w.devices())
 	var then []func()
+	if w.died != nil {
+		then = append(then, func() { w.died(why) })
+	}
 	for len(w.order) > 0 {
 		err := why
 		if _, oom := why.(*MemoryError); oom && !w.p.OOMKills {
