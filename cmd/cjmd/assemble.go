@@ -235,6 +235,10 @@ func (d *daemonParts) openWorkers(ctx context.Context, reg prometheus.Registerer
 		Catalog: &specs{
 			cfg: d.cfg, plugins: d.catalog, runtime: runtime, environ: d.env,
 			secrets: plugins.NewSecrets(d.cfg.SecretsDir()),
+			machine: func() resource.Snapshot { // the gate is there before the first start
+				snap, _ := d.gate.Latest()
+				return snap
+			},
 		},
 		Transports:  transports(),
 		Tiers:       tiers(d.host),

@@ -21,10 +21,11 @@ type specs struct {
 	secrets *plugins.Secrets
 	runtime string // directory that goes onto PYTHONPATH
 	environ []string
+	machine func() resource.Snapshot // what the monitor saw last
 }
 
 // Spec implements supervisor.Catalog.
-func (s *specs) Spec(_ context.Context, instance string) (supervisor.Spec, error) {
+func (s *specs) Spec(_ context.Context, instance string, devices []string) (supervisor.Spec, error) {
 	inst, man, err := s.plugins.Instance(instance)
 	if err != nil {
 		return supervisor.Spec{}, err
@@ -47,6 +48,9 @@ func (s *specs) Spec(_ context.Context, instance string) (supervisor.Spec, error
 	}
 	env, err := plugins.BuildEnv(s.environ, man, inst, dirs)
 	if err != nil {
+		return supervisor.Spec{}, err
+	}
+	if env, err = placeWorker(env, devices, man.Demand.RequiresGPU, man.Env, s.deviceIndex); err != nil {
 		return supervisor.Spec{}, err
 	}
 	concurrency := max(1, man.Concurrency)
@@ -75,6 +79,15 @@ func (s *specs) Spec(_ context.Context, instance string) (supervisor.Spec, error
 		Isolation:    isolationWish(s.cfg, man, inst),
 		Limits:       resourceLimits(man, inst),
 	}, nil
+}
+
+func (s *specs) deviceIndex(id string) (int, bool) {
+	for _, d := range s.machine().Devices {
+		if d.ID == resource.DeviceID(id) {
+			return d.Index, true
+		}
+	}
+	return 0, false
 }
 
 func (s *specs) dirs(inst plugins.Instance) plugins.EnvDirs {

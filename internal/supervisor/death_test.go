@@ -25,7 +25,7 @@ const verbDaemon = "test-daemon"
 
 type fixedCatalog supervisor.Spec
 
-func (c fixedCatalog) Spec(context.Context, string) (supervisor.Spec, error) {
+func (c fixedCatalog) Spec(context.Context, string, []string) (supervisor.Spec, error) {
 	return supervisor.Spec(c), nil
 }
 

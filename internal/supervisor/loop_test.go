@@ -48,7 +48,7 @@ func (p *fakeProcess) end(st isolation.ExitStatus) {
 	})
 }
 
-func (f *fake) Spec(_ context.Context, instance string) (supervisor.Spec, error) {
+func (f *fake) Spec(_ context.Context, instance string, _ []string) (supervisor.Spec, error) {
 	return supervisor.Spec{Instance: instance, Transport: "fake", Command: []string{"/bin/fake"}, Concurrency: 2}, nil
 }
 
@@ -95,6 +95,7 @@ func (s *fakeSandbox) Kill(ctx context.Context) error {
 	s.end(isolation.ExitStatus{Signal: syscall.SIGKILL})
 	return nil
 }
+func (s *fakeSandbox) PIDs() []int              { return []int{s.PID()} }
 func (s *fakeSandbox) Empty() bool              { return true }
 func (s *fakeSandbox) Report() []isolation.Fact { return nil }
 func (s *fakeSandbox) Close() error             { return nil }

@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -127,11 +129,14 @@ type box struct {
 }
 
 // Spec implements supervisor.Catalog.
-func (b *box) Spec(_ context.Context, instance string) (supervisor.Spec, error) {
+func (b *box) Spec(_ context.Context, instance string, devices []string) (supervisor.Spec, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := b.spec
 	s.Instance, s.Hello.Instance = instance, instance
+	if devices != nil {
+		s.Env = append(slices.Clone(s.Env), "DEVICES="+strings.Join(devices, ","))
+	}
 	return s, nil
 }
 

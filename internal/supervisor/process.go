@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -22,6 +23,7 @@ const stderrTail = 20
 type process struct {
 	gen     int
 	spec    Spec
+	devices []string // as placed; never changed
 	tier    string
 	sb      isolation.Sandbox
 	ch      Channel
@@ -43,6 +45,8 @@ type process struct {
 	exit Exit
 	tail []string
 
+	noted []string // owned by the loop: another placement that was told
+
 	stuck     chan struct{} // closed when the tree turned out to survive SIGKILL
 	stuckOnce sync.Once
 
@@ -61,7 +65,8 @@ func (w *worker) spawn(ctx context.Context, gen int) (*process, *StartError) {
 	fail := func(step string, err error) *StartError {
 		return &StartError{Instance: w.name, Step: step, Cause: err}
 	}
-	spec, err := w.s.o.Catalog.Spec(ctx, w.name)
+	devices := w.s.placement(w.name)
+	spec, err := w.s.o.Catalog.Spec(ctx, w.name, devices)
 	if err != nil {
 		return nil, fail("spec", err)
 	}
@@ -84,7 +89,7 @@ func (w *worker) spawn(ctx context.Context, gen int) (*process, *StartError) {
 		return nil, fail("sandbox", err)
 	}
 	p := &process{
-		gen: gen, spec: spec, tier: tier.Name(), sb: sb, log: w.log, logFrom: w.log.lastSeq(),
+		gen: gen, spec: spec, devices: devices, tier: tier.Name(), sb: sb, log: w.log, logFrom: w.log.lastSeq(),
 		started: time.Now(), exited: make(chan struct{}), gone: make(chan struct{}), stuck: make(chan struct{}),
 	}
 	p.hear()
@@ -149,7 +154,11 @@ func (p *process) start() error {
 	for _, f := range p.sb.Report() {
 		p.report = append(p.report, IsolationFact(f))
 	}
-	p.log.note("started pid %d (generation %d, tier %s)", p.sb.PID(), p.gen, p.tier)
+	on := ""
+	if len(p.devices) > 0 {
+		on = " on " + strings.Join(p.devices, ", ")
+	}
+	p.log.note("started pid %d (generation %d, tier %s)%s", p.sb.PID(), p.gen, p.tier, on)
 	p.pipes = []*os.File{outR, errR}
 	for i, name := range []string{"stdout", "stderr"} {
 		p.pumps.Add(1)

@@ -46,9 +46,10 @@ type ResourceLimits struct {
 	Nice      int   `json:"nice,omitempty"`
 }
 
-// Catalog resolves an instance to what runs it.
+// Catalog resolves an instance to what runs it. devices are the accelerators
+// that Place gave the start, in order; nil where nobody placed it.
 type Catalog interface {
-	Spec(ctx context.Context, instance string) (Spec, error)
+	Spec(ctx context.Context, instance string, devices []string) (Spec, error)
 }
 
 // State of a worker; see states.go for the table of transitions.
@@ -90,12 +91,17 @@ type Status struct {
 	LastExit    *Exit     `json:"last_exit,omitempty"`
 	LastError   string    `json:"last_error,omitempty"`
 	// Load progress while starting or initializing.
-	Progress        float64         `json:"progress,omitempty"`
-	ProgressMessage string          `json:"progress_message,omitempty"`
-	Usage           *Usage          `json:"usage,omitempty"`
-	RSS             int64           `json:"rss,omitempty"` // bytes, whole tree, as last sampled
-	CPUPercent      float64         `json:"cpu_percent,omitempty"`
-	Isolation       []IsolationFact `json:"isolation,omitempty"`
+	Progress        float64 `json:"progress,omitempty"`
+	ProgressMessage string  `json:"progress_message,omitempty"`
+	// Devices are the accelerators that the process was given, NextDevices those
+	// that the next one will get, where Place named others since.
+	Devices     []string        `json:"devices,omitempty"`
+	NextDevices []string        `json:"next_devices,omitempty"`
+	Usage       *Usage          `json:"usage,omitempty"`
+	PIDs        []int           `json:"pids,omitempty"` // whole tree, as last sampled; readers share it
+	RSS         int64           `json:"rss,omitempty"`  // bytes, likewise
+	CPUPercent  float64         `json:"cpu_percent,omitempty"`
+	Isolation   []IsolationFact `json:"isolation,omitempty"`
 }
 
 // IsolationFact is one row of the isolation report.
@@ -131,6 +137,8 @@ const (
 //	Kill(ctx, instance, cause) error                at once
 //	Reset(instance)                                 clears backoff and failed (load, reload, config change)
 //	Configure(ctx, instance, old, new) (Applied, error)      waits for a start in progress
+//	Place(instance, devices)                        accelerators of the next start
+//	PIDs(instance) []int                            the worker's whole process tree, now
 //	Forget(instance)                                end of the bookkeeping of a deleted instance
 //	Request(ctx, instance, method, params) (json.RawMessage, error)   ErrNotLoaded, ErrNotSupported
 //	Status(instance) (Status, bool)   List() []Status   Changed() <-chan struct{}

@@ -92,6 +92,7 @@ type Supervisor struct {
 	mu      sync.Mutex
 	workers map[string]*worker    // guarded by mu
 	logs    map[string]*WorkerLog // guarded by mu
+	places  map[string][]string   // guarded by mu; the slices are never changed
 	closed  bool                  // guarded by mu
 	loops   sync.WaitGroup        // one per worker; Add under mu
 }
@@ -111,7 +112,8 @@ func New(o Options) (*Supervisor, error) {
 	o.setDefaults()
 	s := &Supervisor{
 		o: o, transports: map[string]Transport{}, workers: map[string]*worker{}, logs: map[string]*WorkerLog{},
-		quota: &logQuota{root: o.LogRoot, total: o.LogLimits.TotalBytes}, changed: make(chan struct{}, 1),
+		places: map[string][]string{},
+		quota:  &logQuota{root: o.LogRoot, total: o.LogLimits.TotalBytes}, changed: make(chan struct{}, 1),
 	}
 	for _, t := range o.Transports {
 		s.transports[t.Name()] = t
@@ -210,6 +212,36 @@ func (s *Supervisor) EnsureReady(ctx context.Context, instance string) error {
 	return w.ask(ctx, w.ensureReady)
 }
 
+// Place names the accelerators, in order, that the next start of instance's
+// worker is given; nil: nobody places it. A worker that is loaded keeps what it
+// has (Status.Devices) until it is started anew.
+func (s *Supervisor) Place(instance string, devices []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.places[instance] = slices.Clone(devices)
+}
+
+func (s *Supervisor) placement(instance string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.places[instance]
+}
+
+// PIDs lists the processes of instance's worker, its children and all that came
+// of them, sorted. It looks at once (a quarter of a second old at most) and in
+// every state: a worker has memory also while it loads and while it ends.
+func (s *Supervisor) PIDs(instance string) []int {
+	w := s.known(instance)
+	if w == nil {
+		return nil
+	}
+	p := w.current.Load()
+	if p == nil {
+		return nil
+	}
+	return p.sb.PIDs()
+}
+
 // Stop ends the worker: calls in flight may finish for a moment, then it is
 // told to end, then its tree is killed. nil when no process is left. A worker
 // that was never started is stopped.
@@ -251,6 +283,7 @@ func (s *Supervisor) Forget(instance string) {
 		return
 	}
 	delete(s.workers, instance)
+	delete(s.places, instance)
 	l := s.logs[instance]
 	delete(s.logs, instance)
 	s.mu.Unlock()

@@ -156,9 +156,10 @@ type Progress struct {
 	Message  string
 }
 
-// Usage is a worker's own account of its memory.
+// Usage is a worker's own account of its memory: what its allocators hold, which
+// leaves out what the driver keeps for each process.
 type Usage struct {
 	Devices  map[string]int64 `json:"devices"` // device uuid or index → allocator bytes
 	MaxRSS   int64            `json:"max_rss"` // bytes
-	Reported time.Time        `json:"-"`
+	Reported time.Time        `json:"reported_at"`
 }

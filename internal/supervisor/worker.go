@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,8 +29,9 @@ type worker struct {
 	inbox chan func()
 	ended chan struct{} // closed when the loop has returned
 
-	status atomic.Pointer[Status]
-	live   atomic.Pointer[process] // set while loaded
+	status  atomic.Pointer[Status]
+	live    atomic.Pointer[process] // set while loaded
+	current atomic.Pointer[process] // set while there is one
 
 	st        State
 	since     time.Time
@@ -241,9 +243,10 @@ func (w *worker) publish() {
 		st.StartedAt, st.PID = p.started, p.sb.PID()
 		st.Ready, st.ReadyAt, st.LoadMillis, st.Usage = w.ready, w.readyAt, w.loadTime.Milliseconds(), w.usage
 		st.Progress, st.ProgressMessage = w.progress.Fraction, w.progress.Message
-		st.Isolation = p.report
+		st.Isolation, st.Devices = p.report, p.devices
 	}
 	w.status.Store(st)
+	w.current.Store(w.proc)
 	if w.st.live() {
 		w.live.Store(w.proc)
 	} else {
@@ -254,9 +257,12 @@ func (w *worker) publish() {
 // snapshot is a reader's copy, with memory as last sampled or, on demand, as of now.
 func (w *worker) snapshot(fresh bool) Status {
 	st := *w.status.Load()
-	p := w.live.Load()
+	p := w.current.Load()
 	if p == nil {
 		return st
+	}
+	if next := w.s.placement(w.name); next != nil && !slices.Equal(next, p.devices) {
+		st.NextDevices = next
 	}
 	p.sampleMu.Lock()
 	u, cpu := p.usage, p.cpu
@@ -264,7 +270,7 @@ func (w *worker) snapshot(fresh bool) Status {
 	if fresh && time.Since(u.SampledAt) > time.Second {
 		u, cpu = p.sample()
 	}
-	st.RSS, st.CPUPercent = u.RSS, cpu
+	st.RSS, st.PIDs, st.CPUPercent = u.RSS, u.PIDs, cpu
 	return st
 }
 
@@ -276,6 +282,7 @@ func (w *worker) ensureReady(done chan<- error) {
 	}
 	switch w.st {
 	case ReadyState, Busy:
+		w.notePlace()
 		done <- nil
 	case Backoff, FailedState:
 		done <- w.refusal()
@@ -287,6 +294,17 @@ func (w *worker) ensureReady(done chan<- error) {
 	default: // a start in progress is joined; an end in progress is followed by a start
 		w.waiters = append(w.waiters, done)
 	}
+}
+
+// notePlace tells once that the worker was asked for elsewhere than where it is:
+// who places it decides whether that is worth a new start.
+func (w *worker) notePlace() {
+	p, next := w.proc, w.s.placement(w.name)
+	if next == nil || slices.Equal(next, p.devices) || slices.Equal(next, p.noted) {
+		return
+	}
+	p.noted = next
+	w.log.note("asked for on %s, stays on %s until its next start", strings.Join(next, ", "), strings.Join(p.devices, ", "))
 }
 
 // startOver answers done when no start is in progress: nil, or why it failed.

@@ -5,9 +5,11 @@ package tiertest
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,6 +30,7 @@ func Run(t *testing.T, open func(t *testing.T) isolation.Tier) {
 		{"EnvironmentIsCleanAndStreamsAreOurs", environment},
 		{"SignalGoesToTheLeader", signal},
 		{"UsageCountsTheTree", usage},
+		{"PIDsAreThoseOfTheTree", pids},
 		{"StartThatFailsLeavesNothing", startFails},
 		{"ReportSaysWhatHoldsAndWhatDoesNot", report},
 	} {
@@ -212,6 +215,51 @@ func usage(t *testing.T, tier isolation.Tier) {
 	end(t, sb)
 	if _, err := sb.Wait(); err != nil {
 		t.Error(err)
+	}
+}
+
+// pids: the leader, its child and one that left parent and session are told, as
+// the host numbers them; afterwards nobody is.
+func pids(t *testing.T, tier isolation.Tier) {
+	sb := prepare(t, tier, isolation.Spec{})
+	startSaying(t, sb, shell(`(setsid sleep 301 >/dev/null &) ; sleep 302 >/dev/null & echo up; wait`))
+	ours := func(pids []int) bool {
+		var found []string
+		for _, pid := range pids {
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+			if err != nil {
+				t.Logf("process %d: %v", pid, err)
+			}
+			found = append(found, strings.Fields(strings.ReplaceAll(string(b), "\x00", " "))...)
+		}
+		return slices.IsSorted(pids) && len(pids) == 3 && slices.Contains(pids, sb.PID()) &&
+			slices.Contains(found, "301") && slices.Contains(found, "302")
+	}
+	eventually(t, "three processes", func() bool { return ours(sb.PIDs()) }) // the shells between them end
+	if u, err := sb.Usage(); err != nil || !ours(u.PIDs) {
+		t.Errorf("usage of %v, %v", u.PIDs, err)
+	}
+	end(t, sb)
+	if _, err := sb.Wait(); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "nobody", func() bool { return len(sb.PIDs()) == 0 })
+	if err := sb.Close(); err != nil {
+		t.Error(err)
+	}
+	if left := sb.PIDs(); len(left) > 0 {
+		t.Errorf("after Close: %v", left)
+	}
+}
+
+// eventually polls what a kernel has no event for.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("never saw %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -158,9 +159,10 @@ func (l *leaf) Start(cmd *exec.Cmd) error {
 
 func (l *leaf) Usage() (isolation.Usage, error) {
 	u := isolation.Usage{SampledAt: time.Now()}
-	for _, pid := range cgroupPIDs(l.dir) {
+	for _, pid := range l.PIDs() {
 		if s, err := proc.Read(pid); err == nil {
 			u.Processes++
+			u.PIDs = append(u.PIDs, pid)
 			u.RSS += s.RSS
 		}
 	}
@@ -170,6 +172,13 @@ func (l *leaf) Usage() (isolation.Usage, error) {
 		u.MemoryPeak, _ = strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
 	}
 	return u, nil
+}
+
+// PIDs is one read of cgroup.procs.
+func (l *leaf) PIDs() []int {
+	pids := cgroupPIDs(l.dir)
+	slices.Sort(pids)
+	return slices.Compact(pids)
 }
 
 func (l *leaf) Kill(ctx context.Context) error {

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -76,6 +77,30 @@ type Host struct {
 	base     string            // guarded by mu; cgroup directory of this Host
 	guard    *guard            // guarded by mu; nil before the first sandbox
 	closed   bool              // guarded by mu
+
+	tableMu sync.Mutex // held across the look at /proc: others wait for that one
+	last    proc.Table // guarded by tableMu, never changed
+	lastAt  time.Time  // guarded by tableMu
+}
+
+// tableAge is how old a look at /proc may be for those who only want to know
+// which processes belong where. A process needs longer than this from its start
+// to its first allocation on a device.
+const tableAge = 250 * time.Millisecond
+
+// table returns a look at /proc that all sandboxes share.
+func (h *Host) table() (proc.Table, error) {
+	h.tableMu.Lock()
+	defer h.tableMu.Unlock()
+	if time.Since(h.lastAt) < tableAge {
+		return h.last, nil
+	}
+	t, err := proc.All()
+	if err != nil {
+		return nil, err
+	}
+	h.last, h.lastAt = t, time.Now()
+	return t, nil
 }
 
 // New returns a Host. Nothing is started or probed yet.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -277,8 +278,29 @@ func (s *shimmed) Usage() (isolation.Usage, error) {
 		u.Processes++
 		u.RSS += m.RSS
 		u.CPUTime += m.CPU
+		u.PIDs = append(u.PIDs, m.PID)
 	}
+	slices.Sort(u.PIDs)
 	return u, nil
+}
+
+// PIDs shares one look at /proc with the other sandboxes of the host.
+func (s *shimmed) PIDs() []int {
+	if s.strategy == PIDNS && s.shimGone() {
+		return nil // its init leaves last
+	}
+	t, err := s.h.table()
+	if err != nil {
+		return nil
+	}
+	var pids []int
+	for _, m := range s.members(t) {
+		if !m.Dead() {
+			pids = append(pids, m.PID)
+		}
+	}
+	slices.Sort(pids)
+	return pids
 }
 
 func (s *shimmed) Report() []isolation.Fact {

@@ -233,6 +233,8 @@ func (w *worker) execute(id, job string, payload []byte, cancels <-chan string) 
 				return
 			}
 		}
+	case "usage": // n bytes on one device
+		w.notify("usage", map[string]any{"devices": map[string]int{"GPU-a": n}, "max_rss": 1 << 20}, nil)
 	case "log":
 		w.notify("log", map[string]any{"job": job, "level": "warning", "logger": "test", "message": "hello\nworld"}, nil)
 	default:

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestPlaceWorker(t *testing.T) {
+	t.Parallel()
+	const (
+		nv1 = "GPU-5f3a8c11-7d53-4b1e-9a6e-0c2d3e4f5a6b"
+		nv2 = "GPU-0e1d2c3b-4a59-6877-8695-a4b3c2d1e0ff"
+		mig = "MIG-1a2b3c4d-1111-2222-3333-444455556666"
+		amd = "GPU-8a6500c3d1f20e47"
+		apu = "PCI-0000:0c:00.0"
+	)
+	index := func(id string) (int, bool) { return 2, id == apu }
+	daemon := []string{"PATH=/bin", "CUDA_VISIBLE_DEVICES=3", "HIP_VISIBLE_DEVICES=1", "CUDA_HOME=/cuda"}
+	for _, c := range []struct {
+		name    string
+		devices []string
+		gpu     bool
+		own     map[string]string
+		want    map[string]string
+	}{
+		{"one", []string{nv1}, true, nil, map[string]string{
+			"CUDA_VISIBLE_DEVICES": nv1, "NVIDIA_VISIBLE_DEVICES": nv1, "ROCR_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "-1", "CJM_DEVICES": nv1,
+		}},
+		{"several, in the order of the placement", []string{nv2, mig, nv1}, true, nil, map[string]string{
+			"CUDA_VISIBLE_DEVICES": nv2 + "," + mig + "," + nv1, "NVIDIA_VISIBLE_DEVICES": nv2 + "," + mig + "," + nv1,
+			"ROCR_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "-1", "CJM_DEVICES": nv2 + "," + mig + "," + nv1,
+		}},
+		{"AMD", []string{amd, apu}, true, nil, map[string]string{
+			"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "void", "ROCR_VISIBLE_DEVICES": amd + ",2", "HIP_VISIBLE_DEVICES": "0,1",
+			"CJM_DEVICES": amd + "," + apu,
+		}},
+		{"placed although its manifest says nothing of a GPU", []string{nv1}, false, map[string]string{"CUDA_VISIBLE_DEVICES": "0"}, map[string]string{
+			"CUDA_VISIBLE_DEVICES": nv1, "NVIDIA_VISIBLE_DEVICES": nv1, "ROCR_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "-1", "CJM_DEVICES": nv1,
+		}},
+		{"needs none", nil, false, nil, map[string]string{
+			"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "void", "ROCR_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "-1", "CJM_DEVICES": "",
+		}},
+		{"needs none and its manifest sets a variable", []string{}, false, map[string]string{"CUDA_VISIBLE_DEVICES": "0"}, map[string]string{
+			"CUDA_VISIBLE_DEVICES": "3", "NVIDIA_VISIBLE_DEVICES": "void", "ROCR_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "-1", "CJM_DEVICES": "",
+		}},
+		{"needs one and nobody placed it", nil, true, nil, map[string]string{"CUDA_VISIBLE_DEVICES": "3", "HIP_VISIBLE_DEVICES": "1"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			env, err := placeWorker(slices.Clone(daemon), c.devices, c.gpu, c.own, index)
+			require.NoError(t, err)
+			got := map[string]string{}
+			for _, kv := range env {
+				k, v, _ := strings.Cut(kv, "=")
+				require.NotContains(t, got, k, "once")
+				got[k] = v
+			}
+			want := map[string]string{"PATH": "/bin", "CUDA_HOME": "/cuda"}
+			maps.Copy(want, c.want)
+			require.Equal(t, want, got)
+		})
+	}
+	_, err := placeWorker(nil, []string{"PCI-0000:99:00.0"}, true, nil, index)
+	require.ErrorContains(t, err, "the monitor does not see it")
+}
