@@ -25,6 +25,7 @@ import (
 type Options struct {
 	Jobs      Jobs
 	Lifecycle Lifecycle
+	Ledger    Ledger
 	Plugins   Plugins
 	Workers   Workers
 	Machine   Machine
@@ -120,6 +121,9 @@ func withDefaults(o Options) Options {
 	}
 	if o.BaseURL == nil {
 		o.BaseURL = func() string { return "" }
+	}
+	if o.Ledger == nil {
+		o.Ledger, _ = o.Lifecycle.(Ledger)
 	}
 	if o.Now == nil {
 		o.Now = time.Now

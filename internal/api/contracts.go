@@ -49,6 +49,17 @@ type Lifecycle interface {
 	SetPolicy(ctx context.Context, name string) error
 }
 
+// Ledger is the scheduler's side of memory: what is kept for others, what was
+// learned, and what a job would meet.
+type Ledger interface {
+	Lease(ctx context.Context, ask sched.LeaseRequest) (sched.LeaseState, error)
+	Leases(ctx context.Context) ([]sched.LeaseState, error)
+	EndLease(ctx context.Context, id, by string) error
+	Profile(ctx context.Context, instance string) (sched.ProfileState, error)
+	ResetProfile(ctx context.Context, instance string) (int, error)
+	Try(ctx context.Context, wish sched.Wish) (sched.Plan, error)
+}
+
 // Plugins is the catalogue of what can be run.
 type Plugins interface {
 	Discover(ctx context.Context) ([]plugins.Plugin, error)
@@ -57,6 +68,7 @@ type Plugins interface {
 	Instances() []plugins.Instance
 	Instance(id string) (plugins.Instance, plugins.Manifest, error)
 	CreateInstance(ctx context.Context, inst plugins.Instance) (plugins.Instance, error)
+	Update(ctx context.Context, id string, s plugins.Settings) (plugins.Instance, error)
 	DeleteInstance(ctx context.Context, id string) error
 }
 
@@ -84,8 +96,9 @@ type Machine interface {
 // MonitorInfo is one monitor that can be registered.
 type MonitorInfo struct {
 	Name       string
+	Instance   string // that serves it, "" for those of the daemon
 	Registered bool
-	State      string // idle, fresh, stale, failed
+	State      string // idle, starting, fresh, stale, failed
 	At         time.Time
 	Err        string
 }

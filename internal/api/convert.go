@@ -107,7 +107,21 @@ func wireWorker(st supervisor.Status) wire.Worker {
 func wireInstance(inst plugins.Instance, state supervisor.State) wire.Instance {
 	return wire.Instance{Id: inst.ID, Plugin: inst.Plugin, Enabled: inst.Enabled, Pinned: inst.Pinned, Autoload: inst.Autoload,
 		Concurrency: inst.Concurrency, Config: orEmpty(inst.Config), Revision: inst.Revision, UpdatedAt: utc(inst.UpdatedAt),
-		State: wire.WorkerState(state)}
+		Placement: wirePlacement(inst.Placement), State: wire.WorkerState(state)}
+}
+
+func wirePlacement(p *plugins.Placement) *wire.Placement {
+	if p == nil {
+		return nil
+	}
+	return &wire.Placement{Count: p.Count, Pin: p.Pin, Prefer: p.Prefer, Avoid: p.Avoid}
+}
+
+func placement(p *wire.Placement) *plugins.Placement {
+	if p == nil {
+		return nil
+	}
+	return &plugins.Placement{Count: p.Count, Pin: p.Pin, Prefer: p.Prefer, Avoid: p.Avoid}
 }
 
 func wireDemand(d resource.Demand) *wire.Requirements {

@@ -45,6 +45,7 @@ type fixture struct {
 	hub     *events.Hub
 	plugins *fakePlugins
 	life    *fakeLifecycle
+	ledger  *fakeLedger
 	workers *fakeWorkers
 	machine *fakeMachine
 	tokens  *Tokens
@@ -83,7 +84,8 @@ func setup(t testing.TB, edit ...func(*Options)) *fixture {
 	f := &fixture{t: t, queue: q, hub: hub, plugins: newFakePlugins(), workers: &fakeWorkers{}, machine: newFakeMachine(), tokens: tokens,
 		admin: strings.TrimSpace(string(secret)), done: cancel, limits: DefaultLimits(), check: newValidator(t)}
 	f.life = &fakeLifecycle{f: f}
-	f.opts = Options{Jobs: NewJobs(q), Lifecycle: f.life, Plugins: f.plugins, Workers: f.workers, Machine: f.machine, Feed: hub, Tokens: tokens,
+	f.ledger = &fakeLedger{leases: map[string]sched.LeaseState{}}
+	f.opts = Options{Jobs: NewJobs(q), Lifecycle: f.life, Ledger: f.ledger, Plugins: f.plugins, Workers: f.workers, Machine: f.machine, Feed: hub, Tokens: tokens,
 		Access: AccessOptions{AdminUIDs: []uint32{uint32(os.Getuid())}}, Log: zap.NewNop(), StreamsDone: done,
 		Limits: func() Limits { return f.limits }, Heartbeat: time.Hour, WriteTimeout: 5 * time.Second, Version: VersionInfo{Version: "test"}}
 	for _, e := range edit {
@@ -334,6 +336,20 @@ func (p *fakePlugins) CreateInstance(_ context.Context, inst plugins.Instance) (
 	return inst, nil
 }
 
+func (p *fakePlugins) Update(_ context.Context, id string, s plugins.Settings) (plugins.Instance, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	inst := p.instances[id]
+	if s.Pinned != nil {
+		inst.Pinned = *s.Pinned
+	}
+	if s.Placement != nil {
+		inst.Placement = s.Placement
+	}
+	p.instances[id] = inst
+	return inst, nil
+}
+
 func (p *fakePlugins) DeleteInstance(_ context.Context, id string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -355,6 +371,9 @@ type fakeLifecycle struct {
 	mu   sync.Mutex
 	did  []string
 	fail error
+	// state and explained may change what State and Explain answer.
+	state     func(*sched.SchedulerState)
+	explained func(*sched.Explanation)
 }
 
 func (l *fakeLifecycle) note(format string, args ...any) error {
@@ -392,7 +411,11 @@ func (l *fakeLifecycle) Configure(_ context.Context, i string, c json.RawMessage
 
 func (l *fakeLifecycle) Explain(ctx context.Context, id jobs.ID) (sched.Explanation, error) {
 	j, err := l.f.queue.Get(ctx, id)
-	return sched.Explanation{Job: j.ID, Status: j.Status, Phase: j.Phase, Summary: "the job waits", Ahead: -1, Policy: "queue"}, err
+	e := sched.Explanation{Job: j.ID, Status: j.Status, Phase: j.Phase, Summary: "the job waits", Ahead: -1, Policy: "queue"}
+	if l.explained != nil {
+		l.explained(&e)
+	}
+	return e, err
 }
 
 func (l *fakeLifecycle) Preview(context.Context, string) (sched.Plan, error) {
@@ -401,8 +424,12 @@ func (l *fakeLifecycle) Preview(context.Context, string) (sched.Plan, error) {
 }
 
 func (l *fakeLifecycle) State() sched.SchedulerState {
-	return sched.SchedulerState{Policy: "queue", Policies: []string{"permissive", "queue", "safety"}, Monitor: "cpu", Fresh: true, FreeRAM: 512 * resource.MiB,
+	st := sched.SchedulerState{Policy: "queue", Policies: []string{"permissive", "queue", "safety"}, Monitor: "cpu", Fresh: true, FreeRAM: 512 * resource.MiB,
 		Claims: []sched.Claim{{Owner: "textstats", Kind: sched.KindResident, Device: resource.HostDevice, Bytes: 64 * resource.MiB, Phase: sched.PhaseResident}}}
+	if l.state != nil {
+		l.state(&st)
+	}
+	return st
 }
 
 func (l *fakeLifecycle) SetPolicy(_ context.Context, name string) error {

@@ -179,7 +179,8 @@ func (s *server) ExplainJob(ctx context.Context, req wire.ExplainJobRequestObjec
 	return wire.ExplainJob200JSONResponse{Job: string(e.Job), Status: wire.JobStatus(e.Status), Phase: wire.JobPhase(e.Phase),
 		Sentence: e.Summary, Block: wireBlock(e.Block), Ahead: max(e.Ahead, 0), Policy: e.Policy, Priority: e.Priority,
 		Needs: wireDemand(e.Needs), FreeRamMb: e.FreeRAM.MB(), Monitor: e.Monitor, Fresh: e.Fresh, Worker: e.Worker,
-		SlotsFree: e.SlotsFree, Slots: e.Slots, Claims: wireClaims(e.Claims)}, nil
+		SlotsFree: e.SlotsFree, Slots: e.Slots, Claims: wireClaims(e.Claims), Need: wireNeed(e.Need), Rank: wireRank(e.Rank),
+		Devices: wireDevices(e.Devices, nil), Shadow: wireShadow(e.Shadow)}, nil
 }
 
 // GetQueue is GET /v1/queue.
@@ -195,7 +196,7 @@ func (s *server) GetQueue(ctx context.Context, req wire.GetQueueRequestObject) (
 	out := wire.GetQueue200JSONResponse{Running: wireJobs(o.Running), Pending: wireJobs(o.Pending), History: wireJobs(o.History),
 		Totals: wire.Totals{Pending: o.Totals.Pending, Running: o.Totals.Running, Completed: o.Totals.Completed,
 			Failed: o.Totals.Failed, Cancelled: o.Totals.Cancelled},
-		Controls: wireControls(o.Controls), ReadAt: int64(o.ReadAt)}
+		Waiting: wireGroups(s.o.Lifecycle.State().Groups), Controls: wireControls(o.Controls), ReadAt: int64(o.ReadAt)}
 	for i := range out.Pending {
 		out.Pending[i].Position = i + 1
 	}
@@ -264,20 +265,5 @@ func (s *server) GetPlan(ctx context.Context, req wire.GetPlanRequestObject) (wi
 	if err != nil {
 		return nil, err
 	}
-	out := wire.GetPlan200JSONResponse{Policy: s.o.Lifecycle.State().Policy, Start: []wire.PlanStart{}, Wait: []wire.PlanWait{}, Evict: []wire.PlanEviction{}}
-	for _, st := range plan.Start {
-		out.Start = append(out.Start, wire.PlanStart{Job: string(st.Job), Plugin: st.Instance})
-	}
-	for _, f := range plan.Fail {
-		out.Fail = append(out.Fail, wire.PlanFailure{Job: string(f.Job), Plugin: f.Instance, Error: wireError(f.Error)})
-	}
-	for _, name := range sortedKeys(plan.Block) {
-		if b := wireBlock(plan.Block[name]); b != nil {
-			out.Wait = append(out.Wait, wire.PlanWait{Plugin: name, Block: b})
-		}
-	}
-	for _, e := range plan.Evict {
-		out.Evict = append(out.Evict, wire.PlanEviction{Plugin: e.Instance, Asker: e.Asker})
-	}
-	return out, nil
+	return wire.GetPlan200JSONResponse(s.wirePlan(plan)), nil
 }

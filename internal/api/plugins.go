@@ -307,13 +307,30 @@ func (s *server) ListInstances(_ context.Context, req wire.ListInstancesRequestO
 func (s *server) CreateInstance(ctx context.Context, req wire.CreateInstanceRequestObject) (wire.CreateInstanceResponseObject, error) {
 	b := req.Body
 	inst := plugins.Instance{ID: b.Id, Plugin: req.Name, Config: b.Config, Enabled: b.Enabled == nil || *b.Enabled, Pinned: b.Pinned,
-		Autoload: b.Autoload, Concurrency: b.Concurrency}
+		Autoload: b.Autoload, Concurrency: b.Concurrency, Placement: placement(b.Placement)}
 	made, err := s.o.Plugins.CreateInstance(ctx, inst)
 	if err != nil {
 		return nil, err
 	}
 	return wire.CreateInstance201JSONResponse{Body: wireInstance(made, s.state(made.ID)),
 		Headers: wire.CreateInstance201ResponseHeaders{Location: "/v1/plugins/" + made.ID}}, nil
+}
+
+// PatchInstance is PATCH /v1/plugins/{name}/instances/{instance}.
+func (s *server) PatchInstance(ctx context.Context, req wire.PatchInstanceRequestObject) (wire.PatchInstanceResponseObject, error) {
+	inst, _, err := s.o.Plugins.Instance(req.Instance)
+	if err != nil {
+		return nil, err
+	}
+	if inst.Plugin != req.Name {
+		return nil, &plugins.NotFoundError{Kind: "instance", Name: req.Instance}
+	}
+	b := req.Body
+	inst, err = s.o.Plugins.Update(ctx, inst.ID, plugins.Settings{Pinned: b.Pinned, Autoload: b.Autoload, Concurrency: b.Concurrency, Placement: placement(b.Placement)})
+	if err != nil {
+		return nil, err
+	}
+	return wire.PatchInstance200JSONResponse(wireInstance(inst, s.state(inst.ID))), nil
 }
 
 // DeleteInstance is DELETE /v1/plugins/{name}/instances/{instance}.

@@ -19,6 +19,7 @@ import (
 	"github.com/cjmd/cjmd/internal/api/wire"
 	"github.com/cjmd/cjmd/internal/jobs"
 	"github.com/cjmd/cjmd/internal/plugins"
+	"github.com/cjmd/cjmd/internal/resource"
 	"github.com/cjmd/cjmd/internal/sched"
 	"github.com/cjmd/cjmd/internal/supervisor"
 )
@@ -72,6 +73,7 @@ const (
 	codePluginNotFound = "plugin_not_found"
 	codeWorkerNotFound = "worker_not_found"
 	codeTokenNotFound  = "token_not_found"
+	codeLeaseNotFound  = "lease_not_found"
 	codeNoResult       = "no_result"
 	codeUnknownPlugin  = "unknown_plugin"
 	codePluginUnusable = "plugin_unusable"
@@ -84,6 +86,7 @@ const (
 	codeInUse          = "in_use"
 	codeInvalidConfig  = "invalid_config"
 	codeRefused        = "refused"
+	codeNeverFits      = "never_fits"
 	codeNotLoaded      = "not_loaded"
 	codeNotSupported   = "not_supported"
 	codeStartFailed    = "start_failed"
@@ -136,6 +139,7 @@ var problemKinds = map[string]problemKind{
 	codePluginNotFound: {404, "There is no such plugin.", "GET /v1/plugins lists what was found; POST /v1/plugins/discover looks again."},
 	codeWorkerNotFound: {404, "There is no such worker.", "GET /v1/workers lists them."},
 	codeTokenNotFound:  {404, "There is no such token.", "GET /v1/tokens lists them."},
+	codeLeaseNotFound:  {404, "There is no such lease.", "GET /v1/leases lists them; those that are over are gone."},
 	codeNoResult:       {404, "The job has no result.", "Look at the job's error or its stream."},
 	codeUnknownPlugin:  {422, "The plugin is not known.", "GET /v1/plugins lists what was found; POST /v1/plugins/discover looks again."},
 	codePluginUnusable: {409, "The plugin's manifest cannot be used.", "Mend the manifest; it is read again at once."},
@@ -148,6 +152,7 @@ var problemKinds = map[string]problemKind{
 	codeInUse:          {409, "It is still in use.", "Cancel or finish its jobs first."},
 	codeInvalidConfig:  {422, "The configuration does not fit the plugin's schema.", "See errors; GET /v1/plugins/NAME/config/schema has the schema."},
 	codeRefused:        {409, "The scheduler's policy refuses to load this now.", "GET /v1/queue/plan tells what is missing; unload something or choose another policy."},
+	codeNeverFits:      {422, "This machine never has what is asked for.", "GET /v1/system has what each accelerator has; ask for less."},
 	codeNotLoaded:      {409, "The plugin is not loaded.", "Load it with POST /v1/plugins/NAME/load."},
 	codeNotSupported:   {422, "The plugin does not offer this.", "Look at its capabilities in GET /v1/workers/NAME."},
 	codeStartFailed:    {502, "The worker could not be started.", "The detail has its last words; GET /v1/plugins/NAME/logs has the rest."},
@@ -290,8 +295,17 @@ func explainSched(err error) *requestError {
 		disabled *sched.DisabledError
 		refused  *sched.RefusedError
 		policy   *sched.PolicyError
+		never    *sched.NeverFitsError
+		device   *sched.NoDeviceError
 	)
 	switch {
+	case errors.As(err, &never):
+		return &requestError{Code: codeNeverFits, Detail: never.Reason.Message, Cause: err}
+	case errors.As(err, &device):
+		known := append([]string{string(resource.HostDevice)}, deviceNames(device.Known)...)
+		return &requestError{Code: codeUnknownName, Detail: fmt.Sprintf("There is no device of this name; known are: %s.", strings.Join(known, ", ")), Cause: err}
+	case errors.Is(err, sched.ErrNoLease):
+		return &requestError{Code: codeLeaseNotFound, Cause: err}
 	case errors.As(err, &disabled):
 		return &requestError{Code: codePluginDisabled, Cause: err}
 	case errors.As(err, &refused):

@@ -42,6 +42,7 @@ func routes(g *wire.ServerInterfaceWrapper) []route {
 		{post, "/v1/queue/resume", "resumeQueue", RoleAdmin, g.ResumeQueue},
 		{post, "/v1/queue/drain", "drainQueue", RoleAdmin, g.DrainQueue},
 		{get, "/v1/queue/plan", "getPlan", RoleRead, g.GetPlan},
+		{post, "/v1/queue/plan", "planJob", RoleRead, g.PlanJob},
 
 		{get, "/v1/plugins", "listPlugins", RoleRead, g.ListPlugins},
 		{post, "/v1/plugins/discover", "discoverPlugins", RoleAdmin, g.DiscoverPlugins},
@@ -58,11 +59,14 @@ func routes(g *wire.ServerInterfaceWrapper) []route {
 		{get, "/v1/plugins/{name}/config/schema", "getConfigSchema", RoleRead, g.GetConfigSchema},
 		{get, "/v1/plugins/{name}/config/options", "getConfigOptions", RoleRead, g.GetConfigOptions},
 		{get, "/v1/plugins/{name}/stats", "getPluginStats", RoleRead, g.GetPluginStats},
+		{get, "/v1/plugins/{name}/profile", "getProfile", RoleRead, g.GetProfile},
+		{del, "/v1/plugins/{name}/profile", "resetProfile", RoleAdmin, g.ResetProfile},
 		{get, "/v1/plugins/{name}/logs", "getPluginLogs", RoleRead, g.GetPluginLogs},
 		{post, "/v1/plugins/{name}/execute", "execute", RoleSubmit, g.Execute},
 		{post, "/v1/plugins/{name}/execute_stream", "executeStream", RoleSubmit, g.ExecuteStream},
 		{get, "/v1/plugins/{name}/instances", "listInstances", RoleRead, g.ListInstances},
 		{post, "/v1/plugins/{name}/instances", "createInstance", RoleAdmin, g.CreateInstance},
+		{patch, "/v1/plugins/{name}/instances/{instance}", "patchInstance", RoleAdmin, g.PatchInstance},
 		{del, "/v1/plugins/{name}/instances/{instance}", "deleteInstance", RoleAdmin, g.DeleteInstance},
 		{get, "/v1/categories", "listCategories", RoleRead, g.ListCategories},
 
@@ -74,6 +78,9 @@ func routes(g *wire.ServerInterfaceWrapper) []route {
 		{put, "/v1/monitor", "putMonitor", RoleAdmin, g.PutMonitor},
 		{get, "/v1/scheduler", "getScheduler", RoleRead, g.GetScheduler},
 		{put, "/v1/scheduler", "putScheduler", RoleAdmin, g.PutScheduler},
+		{get, "/v1/leases", "listLeases", RoleRead, g.ListLeases},
+		{post, "/v1/leases", "createLease", RoleAdmin, g.CreateLease},
+		{del, "/v1/leases/{id}", "endLease", RoleAdmin, g.EndLease},
 		{get, "/v1/events", "streamEvents", RoleRead, g.StreamEvents},
 		{get, "/v1/version", "getVersion", RoleRead, g.GetVersion},
 

@@ -44,7 +44,10 @@ func (s *server) GetSystem(context.Context, wire.GetSystemRequestObject) (wire.G
 	if snap.Monitor == "" { // registered, but it has not said anything yet
 		snap.Monitor, fresh = s.o.Machine.Registered(), false
 	}
-	return wire.GetSystem200JSONResponse(wireSystem(snap, fresh)), nil
+	out := wireSystem(snap, fresh)
+	st := s.o.Lifecycle.State()
+	out.Ledger = append([]wire.DeviceLedger{hostLedger(snap.Host, st)}, wireDevices(st.Devices, st.Accounts)...)
+	return wire.GetSystem200JSONResponse(out), nil
 }
 
 // wireSystem sums devices up under the names that dashboards of the Python
@@ -81,7 +84,7 @@ func wireSystem(snap resource.Snapshot, fresh bool) wire.System {
 func (s *server) monitors() wire.MonitorsJSONResponse {
 	out := wire.MonitorsJSONResponse{Registered: s.o.Machine.Registered(), Monitors: []wire.Monitor{}}
 	for _, m := range s.o.Machine.Monitors() {
-		out.Monitors = append(out.Monitors, wire.Monitor{Name: m.Name, Registered: m.Registered, State: m.State, At: utc(m.At), Error: m.Err})
+		out.Monitors = append(out.Monitors, wire.Monitor{Name: m.Name, Plugin: m.Instance, Registered: m.Registered, State: m.State, At: utc(m.At), Error: m.Err})
 	}
 	return out
 }
@@ -102,7 +105,8 @@ func (s *server) PutMonitor(ctx context.Context, req wire.PutMonitorRequestObjec
 func (s *server) scheduler() wire.SchedulerJSONResponse {
 	st := s.o.Lifecycle.State()
 	return wire.SchedulerJSONResponse{Policy: st.Policy, Policies: orNone(st.Policies), Monitor: st.Monitor, Fresh: st.Fresh, HeartbeatAt: utc(st.LastPass),
-		FreeRamMb: st.FreeRAM.MB(), MarginMb: st.Margin.MB(), Slots: st.Slots, Waiting: st.Waiting, Claims: wireClaims(st.Claims)}
+		FreeRamMb: st.FreeRAM.MB(), MarginMb: st.Margin.MB(), Slots: st.Slots, Waiting: st.Waiting, Claims: wireClaims(st.Claims),
+		Shadow: wireShadow(st.Shadow), MonitorPlugin: st.MonitorInstance, Groups: wireGroups(st.Groups)}
 }
 
 func orNone[T any](list []T) []T {
@@ -115,8 +119,8 @@ func orNone[T any](list []T) []T {
 func wireClaims(claims []sched.Claim) []wire.Claim {
 	out := make([]wire.Claim, 0, len(claims))
 	for _, c := range claims {
-		out = append(out, wire.Claim{Owner: c.Owner, Kind: c.Kind, Device: string(c.Device), Mb: c.Bytes.MB(), MeasuredMb: c.Measured.MB(),
-			Phase: c.Phase, Since: utc(c.Since)})
+		out = append(out, wire.Claim{Owner: c.Owner, Kind: c.Kind, Plugin: c.Instance, Device: string(c.Device), Mb: c.Bytes.MB(),
+			MeasuredMb: c.Measured.MB(), Phase: c.Phase, Since: utc(c.Since)})
 	}
 	return out
 }

@@ -301,6 +301,38 @@ type ClientInterface interface {
 	// Corresponds with POST /v1/jobs:batch (the `SubmitBatch` operationId).
 	SubmitBatch(ctx context.Context, body SubmitBatchJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListLeases Memory kept for programs that are none of ours
+	//
+	// Corresponds with GET /v1/leases (the `ListLeases` operationId).
+	ListLeases(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateLeaseWithBody Give memory back to me for a while
+	//
+	// Sets memory of one accelerator (or of the host) aside for a program that is no plugin: a game, a notebook. Idle workers
+	// are evicted for it at once, running jobs end first; until then `missing_mb` tells what is still held, and by whom.
+	// No job is started with what is leased. It ends by itself after `for`, or with DELETE.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/leases (the `CreateLease` operationId).
+	CreateLeaseWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateLease Give memory back to me for a while
+	//
+	// Sets memory of one accelerator (or of the host) aside for a program that is no plugin: a game, a notebook. Idle workers
+	// are evicted for it at once, running jobs end first; until then `missing_mb` tells what is still held, and by whom.
+	// No job is started with what is leased. It ends by itself after `for`, or with DELETE.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/leases (the `CreateLease` operationId).
+	CreateLease(ctx context.Context, body CreateLeaseJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// EndLease End a lease
+	//
+	// Corresponds with DELETE /v1/leases/{id} (the `EndLease` operationId).
+	EndLease(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// CreateLoginCodeWithBody Make a login link for a browser
 	//
 	// The code works once and for two minutes. The browser that opens the link stays logged in as the caller, with the role
@@ -476,6 +508,24 @@ type ClientInterface interface {
 	// Corresponds with DELETE /v1/plugins/{name}/instances/{instance} (the `DeleteInstance` operationId).
 	DeleteInstance(ctx context.Context, name PluginName, instance string, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// PatchInstanceWithBody Change the settings of an instance
+	//
+	// Fields that are left out stay. Pins and concurrency count at once; a placement counts from the next start of its worker.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /v1/plugins/{name}/instances/{instance} (the `PatchInstance` operationId).
+	PatchInstanceWithBody(ctx context.Context, name PluginName, instance string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PatchInstance Change the settings of an instance
+	//
+	// Fields that are left out stay. Pins and concurrency count at once; a placement counts from the next start of its worker.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PATCH /v1/plugins/{name}/instances/{instance} (the `PatchInstance` operationId).
+	PatchInstance(ctx context.Context, name PluginName, instance string, body PatchInstanceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// LoadPlugin Start the worker and wait until it is ready
 	//
 	// Corresponds with POST /v1/plugins/{name}/load (the `LoadPlugin` operationId).
@@ -487,6 +537,21 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/plugins/{name}/logs (the `GetPluginLogs` operationId).
 	GetPluginLogs(ctx context.Context, name PluginName, params *GetPluginLogsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ResetProfile Forget what was learned about the plugin
+	//
+	// All profiles of the plugin go, those of its other instances too. Its next worker measures anew where the manifest says nothing.
+	//
+	// Corresponds with DELETE /v1/plugins/{name}/profile (the `ResetProfile` operationId).
+	ResetProfile(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetProfile What its workers need, and where each number comes from
+	//
+	// `need` is what the scheduler reckons with now. `profiles` are what was learned, one per configuration and model of
+	// accelerator: the plugin takes other amounts with another configuration or on another card.
+	//
+	// Corresponds with GET /v1/plugins/{name}/profile (the `GetProfile` operationId).
+	GetProfile(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ReloadPlugin Stop the worker and start it from the manifest on disk
 	//
@@ -522,6 +587,28 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/queue/plan (the `GetPlan` operationId).
 	GetPlan(ctx context.Context, params *GetPlanParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PlanJobWithBody What would happen to a job that was submitted now
+	//
+	// A dry run: nothing is queued, started or evicted. The answer has what the policy would do with one job of the plugin
+	// in the queue as it stands: start it (where), let it wait (why, and until when), fail it because it can never fit, and
+	// which idle workers would have to go for it.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/queue/plan (the `PlanJob` operationId).
+	PlanJobWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PlanJob What would happen to a job that was submitted now
+	//
+	// A dry run: nothing is queued, started or evicted. The answer has what the policy would do with one job of the plugin
+	// in the queue as it stands: start it (where), let it wait (why, and until when), fail it because it can never fit, and
+	// which idle workers would have to go for it.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/queue/plan (the `PlanJob` operationId).
+	PlanJob(ctx context.Context, body PlanJobJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ResumeQueue End a pause or a drain
 	//
@@ -1083,6 +1170,78 @@ func (c *Client) SubmitBatch(ctx context.Context, body SubmitBatchJSONRequestBod
 	return c.Client.Do(req)
 }
 
+// ListLeases Memory kept for programs that are none of ours
+//
+// Corresponds with GET /v1/leases (the `ListLeases` operationId).
+func (c *Client) ListLeases(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListLeasesRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateLeaseWithBody Give memory back to me for a while
+//
+// Sets memory of one accelerator (or of the host) aside for a program that is no plugin: a game, a notebook. Idle workers
+// are evicted for it at once, running jobs end first; until then `missing_mb` tells what is still held, and by whom.
+// No job is started with what is leased. It ends by itself after `for`, or with DELETE.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/leases (the `CreateLease` operationId).
+func (c *Client) CreateLeaseWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateLeaseRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateLease Give memory back to me for a while
+//
+// Sets memory of one accelerator (or of the host) aside for a program that is no plugin: a game, a notebook. Idle workers
+// are evicted for it at once, running jobs end first; until then `missing_mb` tells what is still held, and by whom.
+// No job is started with what is leased. It ends by itself after `for`, or with DELETE.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/leases (the `CreateLease` operationId).
+func (c *Client) CreateLease(ctx context.Context, body CreateLeaseJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateLeaseRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// EndLease End a lease
+//
+// Corresponds with DELETE /v1/leases/{id} (the `EndLease` operationId).
+func (c *Client) EndLease(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewEndLeaseRequest(c.Server, id)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // CreateLoginCodeWithBody Make a login link for a browser
 //
 // The code works once and for two minutes. The browser that opens the link stays logged in as the caller, with the role
@@ -1508,6 +1667,44 @@ func (c *Client) DeleteInstance(ctx context.Context, name PluginName, instance s
 	return c.Client.Do(req)
 }
 
+// PatchInstanceWithBody Change the settings of an instance
+//
+// Fields that are left out stay. Pins and concurrency count at once; a placement counts from the next start of its worker.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /v1/plugins/{name}/instances/{instance} (the `PatchInstance` operationId).
+func (c *Client) PatchInstanceWithBody(ctx context.Context, name PluginName, instance string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPatchInstanceRequestWithBody(c.Server, name, instance, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PatchInstance Change the settings of an instance
+//
+// Fields that are left out stay. Pins and concurrency count at once; a placement counts from the next start of its worker.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PATCH /v1/plugins/{name}/instances/{instance} (the `PatchInstance` operationId).
+func (c *Client) PatchInstance(ctx context.Context, name PluginName, instance string, body PatchInstanceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPatchInstanceRequest(c.Server, name, instance, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // LoadPlugin Start the worker and wait until it is ready
 //
 // Corresponds with POST /v1/plugins/{name}/load (the `LoadPlugin` operationId).
@@ -1530,6 +1727,41 @@ func (c *Client) LoadPlugin(ctx context.Context, name PluginName, reqEditors ...
 // Corresponds with GET /v1/plugins/{name}/logs (the `GetPluginLogs` operationId).
 func (c *Client) GetPluginLogs(ctx context.Context, name PluginName, params *GetPluginLogsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetPluginLogsRequest(c.Server, name, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ResetProfile Forget what was learned about the plugin
+//
+// All profiles of the plugin go, those of its other instances too. Its next worker measures anew where the manifest says nothing.
+//
+// Corresponds with DELETE /v1/plugins/{name}/profile (the `ResetProfile` operationId).
+func (c *Client) ResetProfile(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewResetProfileRequest(c.Server, name)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetProfile What its workers need, and where each number comes from
+//
+// `need` is what the scheduler reckons with now. `profiles` are what was learned, one per configuration and model of
+// accelerator: the plugin takes other amounts with another configuration or on another card.
+//
+// Corresponds with GET /v1/plugins/{name}/profile (the `GetProfile` operationId).
+func (c *Client) GetProfile(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetProfileRequest(c.Server, name)
 	if err != nil {
 		return nil, err
 	}
@@ -1635,6 +1867,48 @@ func (c *Client) PauseQueue(ctx context.Context, params *PauseQueueParams, reqEd
 // Corresponds with GET /v1/queue/plan (the `GetPlan` operationId).
 func (c *Client) GetPlan(ctx context.Context, params *GetPlanParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetPlanRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PlanJobWithBody What would happen to a job that was submitted now
+//
+// A dry run: nothing is queued, started or evicted. The answer has what the policy would do with one job of the plugin
+// in the queue as it stands: start it (where), let it wait (why, and until when), fail it because it can never fit, and
+// which idle workers would have to go for it.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/queue/plan (the `PlanJob` operationId).
+func (c *Client) PlanJobWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPlanJobRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PlanJob What would happen to a job that was submitted now
+//
+// A dry run: nothing is queued, started or evicted. The answer has what the policy would do with one job of the plugin
+// in the queue as it stands: start it (where), let it wait (why, and until when), fail it because it can never fit, and
+// which idle workers would have to go for it.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/queue/plan (the `PlanJob` operationId).
+func (c *Client) PlanJob(ctx context.Context, body PlanJobJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPlanJobRequest(c.Server, body)
 	if err != nil {
 		return nil, err
 	}
@@ -3091,6 +3365,107 @@ func NewSubmitBatchRequestWithBody(server string, contentType string, body io.Re
 	return req, nil
 }
 
+// NewListLeasesRequest constructs an http.Request for the ListLeases method
+func NewListLeasesRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/leases")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateLeaseRequest calls the generic CreateLease builder with application/json body
+func NewCreateLeaseRequest(server string, body CreateLeaseJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateLeaseRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewCreateLeaseRequestWithBody constructs an http.Request for the CreateLease method, with any body, and a specified content type
+func NewCreateLeaseRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/leases")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewEndLeaseRequest constructs an http.Request for the EndLease method
+func NewEndLeaseRequest(server string, id string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/leases/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewCreateLoginCodeRequest calls the generic CreateLoginCode builder with application/json body
 func NewCreateLoginCodeRequest(server string, body CreateLoginCodeJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
@@ -3908,6 +4283,60 @@ func NewDeleteInstanceRequest(server string, name PluginName, instance string) (
 	return req, nil
 }
 
+// NewPatchInstanceRequest calls the generic PatchInstance builder with application/json body
+func NewPatchInstanceRequest(server string, name PluginName, instance string, body PatchInstanceJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewPatchInstanceRequestWithBody(server, name, instance, "application/json", bodyReader)
+}
+
+// NewPatchInstanceRequestWithBody constructs an http.Request for the PatchInstance method, with any body, and a specified content type
+func NewPatchInstanceRequestWithBody(server string, name PluginName, instance string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "instance", instance, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/plugins/%s/instances/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewLoadPluginRequest constructs an http.Request for the LoadPlugin method
 func NewLoadPluginRequest(server string, name PluginName) (*http.Request, error) {
 	var err error
@@ -4005,6 +4434,74 @@ func NewGetPluginLogsRequest(server string, name PluginName, params *GetPluginLo
 			rawQueryFragments = append(rawQueryFragments, encoded)
 		}
 		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewResetProfileRequest constructs an http.Request for the ResetProfile method
+func NewResetProfileRequest(server string, name PluginName) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/plugins/%s/profile", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetProfileRequest constructs an http.Request for the GetProfile method
+func NewGetProfileRequest(server string, name PluginName) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/plugins/%s/profile", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
@@ -4329,6 +4826,46 @@ func NewGetPlanRequest(server string, params *GetPlanParams) (*http.Request, err
 	if err != nil {
 		return nil, err
 	}
+
+	return req, nil
+}
+
+// NewPlanJobRequest calls the generic PlanJob builder with application/json body
+func NewPlanJobRequest(server string, body PlanJobJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewPlanJobRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewPlanJobRequestWithBody constructs an http.Request for the PlanJob method, with any body, and a specified content type
+func NewPlanJobRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/queue/plan")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
 
 	return req, nil
 }
@@ -4957,6 +5494,42 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /v1/jobs:batch (the `SubmitBatch` operationId).
 	SubmitBatchWithResponse(ctx context.Context, body SubmitBatchJSONRequestBody, reqEditors ...RequestEditorFn) (*SubmitBatchResponse, error)
 
+	// ListLeasesWithResponse Memory kept for programs that are none of ours
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/leases (the `ListLeases` operationId).
+	ListLeasesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListLeasesResponse, error)
+
+	// CreateLeaseWithBodyWithResponse Give memory back to me for a while
+	//
+	// Sets memory of one accelerator (or of the host) aside for a program that is no plugin: a game, a notebook. Idle workers
+	// are evicted for it at once, running jobs end first; until then `missing_mb` tells what is still held, and by whom.
+	// No job is started with what is leased. It ends by itself after `for`, or with DELETE.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/leases (the `CreateLease` operationId).
+	CreateLeaseWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateLeaseResponse, error)
+
+	// CreateLeaseWithResponse Give memory back to me for a while
+	//
+	// Sets memory of one accelerator (or of the host) aside for a program that is no plugin: a game, a notebook. Idle workers
+	// are evicted for it at once, running jobs end first; until then `missing_mb` tells what is still held, and by whom.
+	// No job is started with what is leased. It ends by itself after `for`, or with DELETE.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/leases (the `CreateLease` operationId).
+	CreateLeaseWithResponse(ctx context.Context, body CreateLeaseJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateLeaseResponse, error)
+
+	// EndLeaseWithResponse End a lease
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/leases/{id} (the `EndLease` operationId).
+	EndLeaseWithResponse(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*EndLeaseResponse, error)
+
 	// CreateLoginCodeWithBodyWithResponse Make a login link for a browser
 	//
 	// The code works once and for two minutes. The browser that opens the link stays logged in as the caller, with the role
@@ -5158,6 +5731,24 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with DELETE /v1/plugins/{name}/instances/{instance} (the `DeleteInstance` operationId).
 	DeleteInstanceWithResponse(ctx context.Context, name PluginName, instance string, reqEditors ...RequestEditorFn) (*DeleteInstanceResponse, error)
 
+	// PatchInstanceWithBodyWithResponse Change the settings of an instance
+	//
+	// Fields that are left out stay. Pins and concurrency count at once; a placement counts from the next start of its worker.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/plugins/{name}/instances/{instance} (the `PatchInstance` operationId).
+	PatchInstanceWithBodyWithResponse(ctx context.Context, name PluginName, instance string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PatchInstanceResponse, error)
+
+	// PatchInstanceWithResponse Change the settings of an instance
+	//
+	// Fields that are left out stay. Pins and concurrency count at once; a placement counts from the next start of its worker.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/plugins/{name}/instances/{instance} (the `PatchInstance` operationId).
+	PatchInstanceWithResponse(ctx context.Context, name PluginName, instance string, body PatchInstanceJSONRequestBody, reqEditors ...RequestEditorFn) (*PatchInstanceResponse, error)
+
 	// LoadPluginWithResponse Start the worker and wait until it is ready
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -5173,6 +5764,25 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/plugins/{name}/logs (the `GetPluginLogs` operationId).
 	GetPluginLogsWithResponse(ctx context.Context, name PluginName, params *GetPluginLogsParams, reqEditors ...RequestEditorFn) (*GetPluginLogsResponse, error)
+
+	// ResetProfileWithResponse Forget what was learned about the plugin
+	//
+	// All profiles of the plugin go, those of its other instances too. Its next worker measures anew where the manifest says nothing.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/plugins/{name}/profile (the `ResetProfile` operationId).
+	ResetProfileWithResponse(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*ResetProfileResponse, error)
+
+	// GetProfileWithResponse What its workers need, and where each number comes from
+	//
+	// `need` is what the scheduler reckons with now. `profiles` are what was learned, one per configuration and model of
+	// accelerator: the plugin takes other amounts with another configuration or on another card.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/plugins/{name}/profile (the `GetProfile` operationId).
+	GetProfileWithResponse(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*GetProfileResponse, error)
 
 	// ReloadPluginWithResponse Stop the worker and start it from the manifest on disk
 	//
@@ -5222,6 +5832,28 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/queue/plan (the `GetPlan` operationId).
 	GetPlanWithResponse(ctx context.Context, params *GetPlanParams, reqEditors ...RequestEditorFn) (*GetPlanResponse, error)
+
+	// PlanJobWithBodyWithResponse What would happen to a job that was submitted now
+	//
+	// A dry run: nothing is queued, started or evicted. The answer has what the policy would do with one job of the plugin
+	// in the queue as it stands: start it (where), let it wait (why, and until when), fail it because it can never fit, and
+	// which idle workers would have to go for it.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/queue/plan (the `PlanJob` operationId).
+	PlanJobWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PlanJobResponse, error)
+
+	// PlanJobWithResponse What would happen to a job that was submitted now
+	//
+	// A dry run: nothing is queued, started or evicted. The answer has what the policy would do with one job of the plugin
+	// in the queue as it stands: start it (where), let it wait (why, and until when), fail it because it can never fit, and
+	// which idle workers would have to go for it.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/queue/plan (the `PlanJob` operationId).
+	PlanJobWithResponse(ctx context.Context, body PlanJobJSONRequestBody, reqEditors ...RequestEditorFn) (*PlanJobResponse, error)
 
 	// ResumeQueueWithResponse End a pause or a drain
 	//
@@ -6684,6 +7316,171 @@ func (r SubmitBatchResponse) ContentType() string {
 	return ""
 }
 
+// ListLeasesResponseDefaultHeaders the declared response headers of an HTTP default response for ListLeases
+type ListLeasesResponseDefaultHeaders struct {
+	RetryAfter string
+}
+
+type ListLeasesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *LeaseList
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListLeasesResponseDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListLeasesResponse) GetJSON200() *LeaseList {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListLeasesResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListLeasesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListLeasesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListLeasesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListLeasesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// CreateLeaseResponse201Headers the declared response headers of an HTTP 201 response for CreateLease
+type CreateLeaseResponse201Headers struct {
+	Location string
+}
+
+// CreateLeaseResponseDefaultHeaders the declared response headers of an HTTP default response for CreateLease
+type CreateLeaseResponseDefaultHeaders struct {
+	RetryAfter string
+}
+
+type CreateLeaseResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Lease
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *CreateLeaseResponse201Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *CreateLeaseResponseDefaultHeaders
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateLeaseResponse) GetJSON201() *Lease {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CreateLeaseResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateLeaseResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateLeaseResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateLeaseResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateLeaseResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// EndLeaseResponseDefaultHeaders the declared response headers of an HTTP default response for EndLease
+type EndLeaseResponseDefaultHeaders struct {
+	RetryAfter string
+}
+
+type EndLeaseResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *EndLeaseResponseDefaultHeaders
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r EndLeaseResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r EndLeaseResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r EndLeaseResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r EndLeaseResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r EndLeaseResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // CreateLoginCodeResponseDefaultHeaders the declared response headers of an HTTP default response for CreateLoginCode
 type CreateLoginCodeResponseDefaultHeaders struct {
 	RetryAfter string
@@ -7751,6 +8548,61 @@ func (r DeleteInstanceResponse) ContentType() string {
 	return ""
 }
 
+// PatchInstanceResponseDefaultHeaders the declared response headers of an HTTP default response for PatchInstance
+type PatchInstanceResponseDefaultHeaders struct {
+	RetryAfter string
+}
+
+type PatchInstanceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Instance
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *PatchInstanceResponseDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r PatchInstanceResponse) GetJSON200() *Instance {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r PatchInstanceResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r PatchInstanceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r PatchInstanceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PatchInstanceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r PatchInstanceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // LoadPluginResponseDefaultHeaders the declared response headers of an HTTP default response for LoadPlugin
 type LoadPluginResponseDefaultHeaders struct {
 	RetryAfter string
@@ -7848,6 +8700,109 @@ func (r GetPluginLogsResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetPluginLogsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ResetProfileResponseDefaultHeaders the declared response headers of an HTTP default response for ResetProfile
+type ResetProfileResponseDefaultHeaders struct {
+	RetryAfter string
+}
+
+type ResetProfileResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ResetProfileResponseDefaultHeaders
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ResetProfileResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ResetProfileResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ResetProfileResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ResetProfileResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ResetProfileResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetProfileResponseDefaultHeaders the declared response headers of an HTTP default response for GetProfile
+type GetProfileResponseDefaultHeaders struct {
+	RetryAfter string
+}
+
+type GetProfileResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Profile
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *GetProfileResponseDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetProfileResponse) GetJSON200() *Profile {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetProfileResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetProfileResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetProfileResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetProfileResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetProfileResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -8233,6 +9188,61 @@ func (r GetPlanResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetPlanResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// PlanJobResponseDefaultHeaders the declared response headers of an HTTP default response for PlanJob
+type PlanJobResponseDefaultHeaders struct {
+	RetryAfter string
+}
+
+type PlanJobResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Plan
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *PlanJobResponseDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r PlanJobResponse) GetJSON200() *Plan {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r PlanJobResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r PlanJobResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r PlanJobResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PlanJobResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r PlanJobResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -9193,6 +10203,66 @@ func (c *ClientWithResponses) SubmitBatchWithResponse(ctx context.Context, body 
 	return ParseSubmitBatchResponse(rsp)
 }
 
+// ListLeasesWithResponse Memory kept for programs that are none of ours
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/leases (the `ListLeases` operationId).
+func (c *ClientWithResponses) ListLeasesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListLeasesResponse, error) {
+	rsp, err := c.ListLeases(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListLeasesResponse(rsp)
+}
+
+// CreateLeaseWithBodyWithResponse Give memory back to me for a while
+//
+// Sets memory of one accelerator (or of the host) aside for a program that is no plugin: a game, a notebook. Idle workers
+// are evicted for it at once, running jobs end first; until then `missing_mb` tells what is still held, and by whom.
+// No job is started with what is leased. It ends by itself after `for`, or with DELETE.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/leases (the `CreateLease` operationId).
+func (c *ClientWithResponses) CreateLeaseWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateLeaseResponse, error) {
+	rsp, err := c.CreateLeaseWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateLeaseResponse(rsp)
+}
+
+// CreateLeaseWithResponse Give memory back to me for a while
+//
+// Sets memory of one accelerator (or of the host) aside for a program that is no plugin: a game, a notebook. Idle workers
+// are evicted for it at once, running jobs end first; until then `missing_mb` tells what is still held, and by whom.
+// No job is started with what is leased. It ends by itself after `for`, or with DELETE.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/leases (the `CreateLease` operationId).
+func (c *ClientWithResponses) CreateLeaseWithResponse(ctx context.Context, body CreateLeaseJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateLeaseResponse, error) {
+	rsp, err := c.CreateLease(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateLeaseResponse(rsp)
+}
+
+// EndLeaseWithResponse End a lease
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/leases/{id} (the `EndLease` operationId).
+func (c *ClientWithResponses) EndLeaseWithResponse(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*EndLeaseResponse, error) {
+	rsp, err := c.EndLease(ctx, id, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseEndLeaseResponse(rsp)
+}
+
 // CreateLoginCodeWithBodyWithResponse Make a login link for a browser
 //
 // The code works once and for two minutes. The browser that opens the link stays logged in as the caller, with the role
@@ -9544,6 +10614,36 @@ func (c *ClientWithResponses) DeleteInstanceWithResponse(ctx context.Context, na
 	return ParseDeleteInstanceResponse(rsp)
 }
 
+// PatchInstanceWithBodyWithResponse Change the settings of an instance
+//
+// Fields that are left out stay. Pins and concurrency count at once; a placement counts from the next start of its worker.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/plugins/{name}/instances/{instance} (the `PatchInstance` operationId).
+func (c *ClientWithResponses) PatchInstanceWithBodyWithResponse(ctx context.Context, name PluginName, instance string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PatchInstanceResponse, error) {
+	rsp, err := c.PatchInstanceWithBody(ctx, name, instance, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePatchInstanceResponse(rsp)
+}
+
+// PatchInstanceWithResponse Change the settings of an instance
+//
+// Fields that are left out stay. Pins and concurrency count at once; a placement counts from the next start of its worker.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/plugins/{name}/instances/{instance} (the `PatchInstance` operationId).
+func (c *ClientWithResponses) PatchInstanceWithResponse(ctx context.Context, name PluginName, instance string, body PatchInstanceJSONRequestBody, reqEditors ...RequestEditorFn) (*PatchInstanceResponse, error) {
+	rsp, err := c.PatchInstance(ctx, name, instance, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePatchInstanceResponse(rsp)
+}
+
 // LoadPluginWithResponse Start the worker and wait until it is ready
 //
 // Returns a wrapper object for the known response body format(s).
@@ -9570,6 +10670,37 @@ func (c *ClientWithResponses) GetPluginLogsWithResponse(ctx context.Context, nam
 		return nil, err
 	}
 	return ParseGetPluginLogsResponse(rsp)
+}
+
+// ResetProfileWithResponse Forget what was learned about the plugin
+//
+// All profiles of the plugin go, those of its other instances too. Its next worker measures anew where the manifest says nothing.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/plugins/{name}/profile (the `ResetProfile` operationId).
+func (c *ClientWithResponses) ResetProfileWithResponse(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*ResetProfileResponse, error) {
+	rsp, err := c.ResetProfile(ctx, name, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseResetProfileResponse(rsp)
+}
+
+// GetProfileWithResponse What its workers need, and where each number comes from
+//
+// `need` is what the scheduler reckons with now. `profiles` are what was learned, one per configuration and model of
+// accelerator: the plugin takes other amounts with another configuration or on another card.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/plugins/{name}/profile (the `GetProfile` operationId).
+func (c *ClientWithResponses) GetProfileWithResponse(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*GetProfileResponse, error) {
+	rsp, err := c.GetProfile(ctx, name, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetProfileResponse(rsp)
 }
 
 // ReloadPluginWithResponse Stop the worker and start it from the manifest on disk
@@ -9661,6 +10792,40 @@ func (c *ClientWithResponses) GetPlanWithResponse(ctx context.Context, params *G
 		return nil, err
 	}
 	return ParseGetPlanResponse(rsp)
+}
+
+// PlanJobWithBodyWithResponse What would happen to a job that was submitted now
+//
+// A dry run: nothing is queued, started or evicted. The answer has what the policy would do with one job of the plugin
+// in the queue as it stands: start it (where), let it wait (why, and until when), fail it because it can never fit, and
+// which idle workers would have to go for it.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/queue/plan (the `PlanJob` operationId).
+func (c *ClientWithResponses) PlanJobWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PlanJobResponse, error) {
+	rsp, err := c.PlanJobWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePlanJobResponse(rsp)
+}
+
+// PlanJobWithResponse What would happen to a job that was submitted now
+//
+// A dry run: nothing is queued, started or evicted. The answer has what the policy would do with one job of the plugin
+// in the queue as it stands: start it (where), let it wait (why, and until when), fail it because it can never fit, and
+// which idle workers would have to go for it.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/queue/plan (the `PlanJob` operationId).
+func (c *ClientWithResponses) PlanJobWithResponse(ctx context.Context, body PlanJobJSONRequestBody, reqEditors ...RequestEditorFn) (*PlanJobResponse, error) {
+	rsp, err := c.PlanJob(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePlanJobResponse(rsp)
 }
 
 // ResumeQueueWithResponse End a pause or a drain
@@ -11102,6 +12267,150 @@ func ParseSubmitBatchResponse(rsp *http.Response) (*SubmitBatchResponse, error) 
 	return response, nil
 }
 
+// ParseListLeasesResponse parses an HTTP response from a ListLeasesWithResponse call
+func ParseListLeasesResponse(rsp *http.Response) (*ListLeasesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListLeasesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest LeaseList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers ListLeasesResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseCreateLeaseResponse parses an HTTP response from a CreateLeaseWithResponse call
+func ParseCreateLeaseResponse(rsp *http.Response) (*CreateLeaseResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateLeaseResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Lease
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 201:
+		var headers CreateLeaseResponse201Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers201 = &headers
+	case true:
+		var headers CreateLeaseResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseEndLeaseResponse parses an HTTP response from a EndLeaseWithResponse call
+func ParseEndLeaseResponse(rsp *http.Response) (*EndLeaseResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &EndLeaseResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers EndLeaseResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
 // ParseCreateLoginCodeResponse parses an HTTP response from a CreateLoginCodeWithResponse call
 func ParseCreateLoginCodeResponse(rsp *http.Response) (*CreateLoginCodeResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -12019,6 +13328,52 @@ func ParseDeleteInstanceResponse(rsp *http.Response) (*DeleteInstanceResponse, e
 	return response, nil
 }
 
+// ParsePatchInstanceResponse parses an HTTP response from a PatchInstanceWithResponse call
+func ParsePatchInstanceResponse(rsp *http.Response) (*PatchInstanceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PatchInstanceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Instance
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers PatchInstanceResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
 // ParseLoadPluginResponse parses an HTTP response from a LoadPluginWithResponse call
 func ParseLoadPluginResponse(rsp *http.Response) (*LoadPluginResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -12091,6 +13446,94 @@ func ParseGetPluginLogsResponse(rsp *http.Response) (*GetPluginLogsResponse, err
 	switch {
 	case true:
 		var headers GetPluginLogsResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseResetProfileResponse parses an HTTP response from a ResetProfileWithResponse call
+func ParseResetProfileResponse(rsp *http.Response) (*ResetProfileResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ResetProfileResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers ResetProfileResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetProfileResponse parses an HTTP response from a GetProfileWithResponse call
+func ParseGetProfileResponse(rsp *http.Response) (*GetProfileResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetProfileResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Profile
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers GetProfileResponseDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
@@ -12413,6 +13856,52 @@ func ParseGetPlanResponse(rsp *http.Response) (*GetPlanResponse, error) {
 	switch {
 	case true:
 		var headers GetPlanResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParsePlanJobResponse parses an HTTP response from a PlanJobWithResponse call
+func ParsePlanJobResponse(rsp *http.Response) (*PlanJobResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PlanJobResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Plan
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers PlanJobResponseDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {

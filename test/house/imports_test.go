@@ -35,7 +35,7 @@ var rules = []rule{
 	{"internal/sched/...", []string{"internal/sched/...", "internal/jobs", "internal/jobs/joblog", "internal/plugins", "internal/supervisor", "internal/isolation", "internal/events", "internal/resource"}},
 	{"internal/config", []string{"internal/events", "internal/resource"}},
 	{"internal/api/wire", []string{"api"}},
-	{"internal/api/...", []string{"api", "internal/api/...", "internal/jobs", "internal/jobs/joblog", "internal/plugins", "internal/supervisor", "internal/isolation", "internal/sched", "internal/events", "internal/resource"}},
+	{"internal/api/...", []string{"api", "internal/api/...", "internal/jobs", "internal/jobs/joblog", "internal/plugins", "internal/supervisor", "internal/isolation", "internal/sched", "internal/sched/learn", "internal/events", "internal/resource"}},
 	{"internal/client", []string{"internal/api/wire"}},
 	{"cmd/cjm-ctl", []string{"internal/client", "internal/api/wire", "internal/config"}},
 	{"cmd/cjmd", []string{"api", "internal/...", "sdk/python"}},

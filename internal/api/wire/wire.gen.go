@@ -456,17 +456,22 @@ type BatchRequest struct {
 
 // Block Why a pending job does not run.
 type Block struct {
-	// Code Stable: paused, draining, disabled, unknown_plugin, no_slot, resource, stale_monitor, cooling_down, dependency, retry_delay, worker_failed, …
+	// Code Stable. The queue's own: `paused`, `dependency`, `retry_delay`. The plugin's: `disabled`, `unknown_plugin`,
+	// `cooling_down`, `worker_failed`. The machine's: `no_slot` (it only waits for its turn), `quota` (its submitter has
+	// as many jobs running as one may have), `resource` (memory or an accelerator is missing; `needs` has the numbers,
+	// `holders` who has it), `stale_monitor` (the monitor is silent, and nothing is admitted on a guess).
 	Code string `json:"code"`
 
 	// Earliest When this may change by itself.
 	Earliest time.Time `json:"earliest,omitempty,omitzero"`
 
 	// Holders Who holds what is missing.
-	Holders  []string    `json:"holders,omitempty,omitzero"`
-	Needs    []Shortfall `json:"needs,omitempty,omitzero"`
-	Sentence string      `json:"sentence"`
-	Since    time.Time   `json:"since,omitempty,omitzero"`
+	Holders []string    `json:"holders,omitempty,omitzero"`
+	Needs   []Shortfall `json:"needs,omitempty,omitzero"`
+
+	// Sentence For people: what is missing, who holds it, and when that may change.
+	Sentence string    `json:"sentence"`
+	Since    time.Time `json:"since,omitempty,omitzero"`
 }
 
 // BulkResult defines model for BulkResult.
@@ -502,15 +507,28 @@ type Chunk = interface{}
 
 // Claim defines model for Claim.
 type Claim struct {
-	Device string  `json:"device"`
-	Kind   string  `json:"kind"`
-	Mb     float64 `json:"mb"`
+	// Device `host` for the memory of the machine.
+	Device string `json:"device"`
+
+	// Kind `resident` (lives with the worker), `execute` (lives with the job) or `lease`.
+	Kind string  `json:"kind"`
+	Mb   float64 `json:"mb"`
 
 	// MeasuredMb What the owner was last seen to use.
-	MeasuredMb float64   `json:"measured_mb,omitempty,omitzero"`
-	Owner      string    `json:"owner"`
-	Phase      string    `json:"phase"`
-	Since      time.Time `json:"since,omitempty,omitzero"`
+	MeasuredMb float64 `json:"measured_mb,omitempty,omitzero"`
+
+	// Owner Instance, job or lease.
+	Owner string `json:"owner"`
+
+	// Phase reserved, loading, resident, executing, draining, releasing or quarantined.
+	Phase string `json:"phase"`
+
+	// Plugin Instance whose worker holds it; missing for a lease.
+	Plugin string    `json:"plugin,omitempty,omitzero"`
+	Since  time.Time `json:"since,omitempty,omitzero"`
+
+	// Source Of `measured_mb`: `nvml`, `fdinfo`, `worker` or `delta`.
+	Source string `json:"source,omitempty,omitzero"`
 }
 
 // ConfigRequest defines model for ConfigRequest.
@@ -538,6 +556,44 @@ type Device struct {
 	Unified            bool    `json:"unified,omitempty,omitzero"`
 	UsedMb             float64 `json:"used_mb"`
 	Uuid               string  `json:"uuid"`
+}
+
+// DeviceLedger One pool of memory as the scheduler accounts for it:
+// free = total − margin − external − claimed − leased − quarantined.
+type DeviceLedger struct {
+	// ClaimedMb Σ over our workers of the larger of what is claimed and what is used.
+	ClaimedMb float64 `json:"claimed_mb"`
+
+	// Exclusive Plugin that measures here and has the accelerator to itself.
+	Exclusive string `json:"exclusive,omitempty,omitzero"`
+
+	// ExternalMb By others than our workers, held at its peak of the last minute.
+	ExternalMb float64 `json:"external_mb"`
+
+	// FreeMb What the next claim may take; negative when more is claimed than is there.
+	FreeMb float64 `json:"free_mb"`
+
+	// Index Missing for the host.
+	Index    *int    `json:"index,omitempty"`
+	LeasedMb float64 `json:"leased_mb"`
+
+	// MarginMb Never given away.
+	MarginMb float64 `json:"margin_mb"`
+	Name     string  `json:"name,omitempty,omitzero"`
+
+	// QuarantinedMb Of workers that are gone, and not seen back.
+	QuarantinedMb float64 `json:"quarantined_mb"`
+	TotalMb       float64 `json:"total_mb"`
+
+	// Unified It shares its memory with the host.
+	Unified bool `json:"unified,omitempty,omitzero"`
+
+	// UsedMb By everybody, as the monitor reads it.
+	UsedMb float64 `json:"used_mb"`
+
+	// Uuid `host` for the memory of the machine.
+	Uuid    string          `json:"uuid"`
+	Workers []WorkerAccount `json:"workers,omitempty,omitzero"`
 }
 
 // DeviceProcess defines model for DeviceProcess.
@@ -590,20 +646,33 @@ type Explanation struct {
 	// Claims What is set aside for its plugin.
 	Claims []Claim `json:"claims,omitempty,omitzero"`
 
+	// Devices The accelerators as the ledger has them.
+	Devices []DeviceLedger `json:"devices,omitempty,omitzero"`
+
 	// FreeRamMb Host memory left after margin and claims.
 	FreeRamMb float64 `json:"free_ram_mb,omitempty,omitzero"`
 
 	// Fresh The monitor may be trusted.
-	Fresh   bool          `json:"fresh,omitempty,omitzero"`
-	Job     string        `json:"job"`
-	Monitor string        `json:"monitor,omitempty,omitzero"`
-	Needs   *Requirements `json:"needs,omitempty"`
+	Fresh   bool   `json:"fresh,omitempty,omitzero"`
+	Job     string `json:"job"`
+	Monitor string `json:"monitor,omitempty,omitzero"`
+
+	// Need What one worker of the plugin takes; video memory is per accelerator.
+	Need  *Need         `json:"need,omitempty"`
+	Needs *Requirements `json:"needs,omitempty"`
 
 	// Phase Refines pending (queued, blocked, held) and running (reserving, loading, executing, cancelling).
 	Phase    JobPhase `json:"phase,omitempty,omitzero"`
 	Policy   string   `json:"policy,omitempty,omitzero"`
 	Priority int      `json:"priority,omitempty,omitzero"`
-	Sentence string   `json:"sentence"`
+
+	// Rank The arithmetic of a job's place in the order; the highest total goes first.
+	Rank     *Rank  `json:"rank,omitempty"`
+	Sentence string `json:"sentence"`
+
+	// Shadow The reservation of the first job that cannot start. Others may start only beside it, or when they are predicted to end
+	// before `at`.
+	Shadow *Shadow `json:"shadow,omitempty"`
 
 	// Slots Jobs its worker runs at once.
 	Slots     int       `json:"slots,omitempty,omitzero"`
@@ -634,21 +703,36 @@ type HealthStatus string
 
 // Instance defines model for Instance.
 type Instance struct {
-	Autoload    bool        `json:"autoload"`
-	Concurrency int         `json:"concurrency,omitempty,omitzero"`
-	Config      AnyObject   `json:"config"`
-	Enabled     bool        `json:"enabled"`
-	Id          string      `json:"id"`
-	Pinned      bool        `json:"pinned"`
-	Plugin      string      `json:"plugin"`
-	Revision    int64       `json:"revision"`
-	State       WorkerState `json:"state"`
-	UpdatedAt   time.Time   `json:"updated_at,omitempty,omitzero"`
+	Autoload    bool      `json:"autoload"`
+	Concurrency int       `json:"concurrency,omitempty,omitzero"`
+	Config      AnyObject `json:"config"`
+	Enabled     bool      `json:"enabled"`
+	Id          string    `json:"id"`
+	Pinned      bool      `json:"pinned"`
+
+	// Placement Where its worker sits. Accelerators are named by UUID or index. A list that is left out is as the manifest has it, an
+	// empty one lifts the manifest's; `{}` in a PATCH brings the manifest's back altogether.
+	Placement *Placement  `json:"placement,omitempty"`
+	Plugin    string      `json:"plugin"`
+	Revision  int64       `json:"revision"`
+	State     WorkerState `json:"state"`
+	UpdatedAt time.Time   `json:"updated_at,omitempty,omitzero"`
 }
 
 // InstanceList defines model for InstanceList.
 type InstanceList struct {
 	Instances []Instance `json:"instances"`
+}
+
+// InstancePatch defines model for InstancePatch.
+type InstancePatch struct {
+	Autoload    *bool `json:"autoload,omitempty"`
+	Concurrency *int  `json:"concurrency,omitempty"`
+	Pinned      *bool `json:"pinned,omitempty"`
+
+	// Placement Where its worker sits. Accelerators are named by UUID or index. A list that is left out is as the manifest has it, an
+	// empty one lifts the manifest's; `{}` in a PATCH brings the manifest's back altogether.
+	Placement *Placement `json:"placement,omitempty"`
 }
 
 // InstanceRequest defines model for InstanceRequest.
@@ -659,6 +743,10 @@ type InstanceRequest struct {
 	Enabled     *bool     `json:"enabled,omitempty"`
 	Id          string    `json:"id"`
 	Pinned      bool      `json:"pinned,omitempty,omitzero"`
+
+	// Placement Where its worker sits. Accelerators are named by UUID or index. A list that is left out is as the manifest has it, an
+	// empty one lifts the manifest's; `{}` in a PATCH brings the manifest's back altogether.
+	Placement *Placement `json:"placement,omitempty"`
 }
 
 // IsolationFact defines model for IsolationFact.
@@ -837,6 +925,93 @@ type Kwargs = json.RawMessage
 // Labels defines model for Labels.
 type Labels map[string]string
 
+// LearnedFigure defines model for LearnedFigure.
+type LearnedFigure struct {
+	// Clean Good samples since it last rose.
+	Clean int64 `json:"clean"`
+
+	// MaxMb The most that was ever seen.
+	MaxMb float64 `json:"max_mb"`
+
+	// Mb What is set aside.
+	Mb float64 `json:"mb"`
+
+	// Ooms Times that memory ran out.
+	Ooms int64 `json:"ooms"`
+
+	// P95Mb Of the newest samples.
+	P95Mb   float64 `json:"p95_mb"`
+	Samples int64   `json:"samples"`
+
+	// Source `nvml`, `fdinfo`, `worker` or `delta`; missing when nothing was measured.
+	Source string `json:"source,omitempty,omitzero"`
+}
+
+// LearnedProfile defines model for LearnedProfile.
+type LearnedProfile struct {
+	ConfigHash string `json:"config_hash"`
+
+	// Current Of the configuration in force.
+	Current bool `json:"current"`
+
+	// DeviceModel Empty: it used no accelerator.
+	DeviceModel  string        `json:"device_model"`
+	ExecuteRam   LearnedFigure `json:"execute_ram"`
+	ExecuteVram  LearnedFigure `json:"execute_vram"`
+	Load         LearnedTimes  `json:"load"`
+	ResidentRam  LearnedFigure `json:"resident_ram"`
+	ResidentVram LearnedFigure `json:"resident_vram"`
+	Run          LearnedTimes  `json:"run"`
+	UpdatedAt    time.Time     `json:"updated_at,omitempty,omitzero"`
+}
+
+// LearnedTimes defines model for LearnedTimes.
+type LearnedTimes struct {
+	Count  int64 `json:"count"`
+	Failed int64 `json:"failed"`
+	P50Ms  int64 `json:"p50_ms,omitempty,omitzero"`
+	P90Ms  int64 `json:"p90_ms,omitempty,omitzero"`
+}
+
+// Lease defines model for Lease.
+type Lease struct {
+	CreatedAt time.Time `json:"created_at"`
+	Device    string    `json:"device"`
+
+	// ExpiresAt Missing: until it is ended.
+	ExpiresAt time.Time `json:"expires_at,omitempty,omitzero"`
+
+	// Holder Who asked for it.
+	Holder string `json:"holder"`
+
+	// Holders Plugins that hold what is missing.
+	Holders []string `json:"holders,omitempty,omitzero"`
+	Id      string   `json:"id"`
+	Mb      float64  `json:"mb"`
+
+	// MissingMb Still held by our workers; 0 when all of it is there.
+	MissingMb float64 `json:"missing_mb"`
+	Note      string  `json:"note,omitempty,omitzero"`
+}
+
+// LeaseList defines model for LeaseList.
+type LeaseList struct {
+	Leases []Lease `json:"leases"`
+}
+
+// LeaseRequest defines model for LeaseRequest.
+type LeaseRequest struct {
+	// Device UUID or index of an accelerator, or `host`; left out: the accelerator where it disturbs least.
+	Device string `json:"device,omitempty,omitzero"`
+
+	// For A duration like `30s`, `1h30m` or `250ms`.
+	For Duration `json:"for,omitempty,omitzero"`
+	Mb  float64  `json:"mb"`
+
+	// Note For those who wonder.
+	Note string `json:"note,omitempty,omitzero"`
+}
+
 // LogRecord `data:` of `log`, and one line of a log as NDJSON.
 type LogRecord struct {
 	Job     string `json:"job,omitempty,omitzero"`
@@ -871,12 +1046,15 @@ type LoginCodeRequest struct {
 // Monitor defines model for Monitor.
 type Monitor struct {
 	// At Of its newest sample.
-	At         time.Time `json:"at,omitempty,omitzero"`
-	Error      string    `json:"error,omitempty,omitzero"`
-	Name       string    `json:"name"`
-	Registered bool      `json:"registered"`
+	At    time.Time `json:"at,omitempty,omitzero"`
+	Error string    `json:"error,omitempty,omitzero"`
+	Name  string    `json:"name"`
 
-	// State idle, fresh, stale or failed.
+	// Plugin Instance that serves it; missing for those of the daemon.
+	Plugin     string `json:"plugin,omitempty,omitzero"`
+	Registered bool   `json:"registered"`
+
+	// State idle, starting, fresh, stale or failed.
 	State string `json:"state"`
 }
 
@@ -893,6 +1071,43 @@ type MonitorRequest struct {
 	Name string `json:"name"`
 }
 
+// Need What one worker of the plugin takes; video memory is per accelerator.
+type Need struct {
+	// Devices Accelerators that one worker spans.
+	Devices      int     `json:"devices,omitempty,omitzero"`
+	ExecuteRamMb float64 `json:"execute_ram_mb"`
+
+	// ExecuteVramMb For each running job, on top.
+	ExecuteVramMb float64 `json:"execute_vram_mb"`
+	Gpu           bool    `json:"gpu"`
+
+	// Known False: nobody can say; the first run gets an accelerator to itself and measures.
+	Known         bool    `json:"known"`
+	ResidentRamMb float64 `json:"resident_ram_mb"`
+
+	// ResidentVramMb As long as the worker lives.
+	ResidentVramMb float64 `json:"resident_vram_mb"`
+
+	// Source `manifest`, `profile` (learned), `measured` (read off its worker) or `none`.
+	Source string `json:"source"`
+}
+
+// Placement Where its worker sits. Accelerators are named by UUID or index. A list that is left out is as the manifest has it, an
+// empty one lifts the manifest's; `{}` in a PATCH brings the manifest's back altogether.
+type Placement struct {
+	// Avoid On these only where there is no other choice.
+	Avoid []string `json:"avoid,omitzero"`
+
+	// Count Accelerators that one worker spans; 0: as the manifest says.
+	Count int `json:"count,omitempty,omitzero"`
+
+	// Pin Nowhere but on these.
+	Pin []string `json:"pin,omitzero"`
+
+	// Prefer On these where there is a choice.
+	Prefer []string `json:"prefer,omitzero"`
+}
+
 // Plan defines model for Plan.
 type Plan struct {
 	Evict []PlanEviction `json:"evict"`
@@ -900,8 +1115,18 @@ type Plan struct {
 	// Fail Jobs that can never run.
 	Fail   []PlanFailure `json:"fail,omitempty,omitzero"`
 	Policy string        `json:"policy"`
-	Start  []PlanStart   `json:"start"`
-	Wait   []PlanWait    `json:"wait"`
+
+	// Release Idle workers that would be asked to give memory back (their `release()`) before they are stopped.
+	Release []PlanRelease `json:"release,omitempty,omitzero"`
+
+	// Shadow The reservation of the first job that cannot start. Others may start only beside it, or when they are predicted to end
+	// before `at`.
+	Shadow *Shadow     `json:"shadow,omitempty"`
+	Start  []PlanStart `json:"start"`
+	Wait   []PlanWait  `json:"wait"`
+
+	// WakeAt When time alone changes the answer.
+	WakeAt time.Time `json:"wake_at,omitempty,omitzero"`
 }
 
 // PlanEviction defines model for Plan.evict.
@@ -919,11 +1144,26 @@ type PlanFailure struct {
 	Plugin string `json:"plugin"`
 }
 
+// PlanRelease defines model for Plan.release.
+type PlanRelease struct {
+	Asker  string `json:"asker"`
+	Plugin string `json:"plugin"`
+}
+
 // PlanStart defines model for Plan.start.
 type PlanStart struct {
-	// Job Missing for a load that was asked for.
-	Job    string `json:"job,omitempty,omitzero"`
-	Plugin string `json:"plugin"`
+	// Claims What would be set aside for it.
+	Claims []Claim `json:"claims,omitempty,omitzero"`
+
+	// Devices Where its worker would be started.
+	Devices []string `json:"devices,omitempty,omitzero"`
+
+	// Job Missing for a load that was asked for and for the job of a dry run.
+	Job string `json:"job,omitempty,omitzero"`
+
+	// Measure It would have its accelerator to itself, to measure what it needs.
+	Measure bool   `json:"measure,omitempty,omitzero"`
+	Plugin  string `json:"plugin"`
 }
 
 // PlanWait defines model for Plan.wait.
@@ -931,6 +1171,26 @@ type PlanWait struct {
 	// Block Why a pending job does not run.
 	Block  *Block `json:"block,omitempty"`
 	Plugin string `json:"plugin"`
+}
+
+// PlanRequest defines model for PlanRequest.
+type PlanRequest struct {
+	// Demand Instead of what is known about the plugin.
+	Demand *PlanDemand `json:"demand,omitempty"`
+
+	// Plugin Instance id.
+	Plugin   string `json:"plugin"`
+	Priority int    `json:"priority,omitempty,omitzero"`
+}
+
+// PlanDemand Instead of what is known about the plugin.
+type PlanDemand struct {
+	Devices int `json:"devices,omitempty,omitzero"`
+
+	// MinGpuVramMb Per accelerator.
+	MinGpuVramMb   float64 `json:"min_gpu_vram_mb,omitempty,omitzero"`
+	MinSystemRamMb float64 `json:"min_system_ram_mb,omitempty,omitzero"`
+	RequiresGpu    bool    `json:"requires_gpu,omitempty,omitzero"`
 }
 
 // Plugin defines model for Plugin.
@@ -1017,6 +1277,22 @@ type Problem struct {
 	Type string `json:"type"`
 }
 
+// Profile defines model for Profile.
+type Profile struct {
+	// ConfigHash Of the configuration in force.
+	ConfigHash string `json:"config_hash"`
+
+	// Name Instance id.
+	Name string `json:"name"`
+
+	// Need What one worker of the plugin takes; video memory is per accelerator.
+	Need   Need   `json:"need"`
+	Plugin string `json:"plugin"`
+
+	// Profiles Newest first.
+	Profiles []LearnedProfile `json:"profiles"`
+}
+
 // ProgressRecord `data:` of `progress`.
 type ProgressRecord struct {
 	At      time.Time `json:"at"`
@@ -1038,10 +1314,27 @@ type Queue struct {
 	ReadAt  int64  `json:"read_at"`
 	Running []Job  `json:"running"`
 	Totals  Totals `json:"totals"`
+
+	// Waiting Plugins whose jobs wait for more than their turn, and why.
+	Waiting []WaitingGroup `json:"waiting,omitempty,omitzero"`
 }
 
 // QueueMode defines model for QueueMode.
 type QueueMode string
+
+// Rank The arithmetic of a job's place in the order; the highest total goes first.
+type Rank struct {
+	// Affinity It may go before its rank because its worker is loaded.
+	Affinity bool `json:"affinity,omitempty,omitzero"`
+
+	// Age Bounded points for waiting.
+	Age      float64 `json:"age"`
+	Priority float64 `json:"priority"`
+
+	// Share Taken off those who used much of the machine lately.
+	Share float64 `json:"share"`
+	Total float64 `json:"total"`
+}
 
 // Requirements defines model for Requirements.
 type Requirements struct {
@@ -1078,14 +1371,24 @@ type Scheduler struct {
 	FreeRamMb float64 `json:"free_ram_mb"`
 	Fresh     bool    `json:"fresh"`
 
+	// Groups Plugins that wait, and why.
+	Groups []WaitingGroup `json:"groups,omitempty,omitzero"`
+
 	// HeartbeatAt Last completed pass of the loop.
 	HeartbeatAt time.Time `json:"heartbeat_at,omitempty,omitzero"`
 
 	// MarginMb Host memory that is never given away.
-	MarginMb float64  `json:"margin_mb,omitempty,omitzero"`
-	Monitor  string   `json:"monitor"`
-	Policies []string `json:"policies"`
-	Policy   string   `json:"policy"`
+	MarginMb float64 `json:"margin_mb,omitempty,omitzero"`
+	Monitor  string  `json:"monitor"`
+
+	// MonitorPlugin Instance that serves the monitor; its worker is never evicted.
+	MonitorPlugin string   `json:"monitor_plugin,omitempty,omitzero"`
+	Policies      []string `json:"policies"`
+	Policy        string   `json:"policy"`
+
+	// Shadow The reservation of the first job that cannot start. Others may start only beside it, or when they are predicted to end
+	// before `at`.
+	Shadow *Shadow `json:"shadow,omitempty"`
 
 	// Slots Bound of jobs that run at once on the host; missing when there is none.
 	Slots int `json:"slots,omitempty,omitzero"`
@@ -1097,6 +1400,26 @@ type Scheduler struct {
 // SchedulerRequest defines model for SchedulerRequest.
 type SchedulerRequest struct {
 	Policy string `json:"policy"`
+}
+
+// Shadow The reservation of the first job that cannot start. Others may start only beside it, or when they are predicted to end
+// before `at`.
+type Shadow struct {
+	// At When enough is predicted to be free; missing when nobody knows.
+	At      time.Time `json:"at,omitempty,omitzero"`
+	Devices []string  `json:"devices"`
+
+	// Draining It waited too long: nothing more is started on its accelerators.
+	Draining bool    `json:"draining,omitempty,omitzero"`
+	Job      string  `json:"job,omitempty,omitzero"`
+	Plugin   string  `json:"plugin"`
+	RamMb    float64 `json:"ram_mb,omitempty,omitzero"`
+
+	// Since When the job began to wait for memory.
+	Since time.Time `json:"since,omitempty,omitzero"`
+
+	// VramMb Per accelerator.
+	VramMb float64 `json:"vram_mb,omitempty,omitzero"`
 }
 
 // Shortfall defines model for Shortfall.
@@ -1150,11 +1473,14 @@ type System struct {
 	GpuTotalMemoryMb float64   `json:"gpu_total_memory_mb"`
 
 	// GpuType NVIDIA, AMD, Intel or None.
-	GpuType           string  `json:"gpu_type"`
-	GpuUsedMemoryMb   float64 `json:"gpu_used_memory_mb"`
-	MemoryAvailableMb float64 `json:"memory_available_mb"`
-	MemoryTotalMb     float64 `json:"memory_total_mb"`
-	MemoryUsedMb      float64 `json:"memory_used_mb"`
+	GpuType         string  `json:"gpu_type"`
+	GpuUsedMemoryMb float64 `json:"gpu_used_memory_mb"`
+
+	// Ledger Host memory first, then the accelerators by index.
+	Ledger            []DeviceLedger `json:"ledger,omitempty,omitzero"`
+	MemoryAvailableMb float64        `json:"memory_available_mb"`
+	MemoryTotalMb     float64        `json:"memory_total_mb"`
+	MemoryUsedMb      float64        `json:"memory_used_mb"`
 
 	// Monitor Empty when none is registered.
 	Monitor     string          `json:"monitor"`
@@ -1212,14 +1538,29 @@ type Version struct {
 	Version string `json:"version"`
 }
 
+// WaitingGroup defines model for WaitingGroup.
+type WaitingGroup struct {
+	// Block Why a pending job does not run.
+	Block  Block  `json:"block"`
+	Plugin string `json:"plugin"`
+
+	// Queued All its pending jobs.
+	Queued int `json:"queued"`
+}
+
 // Worker defines model for Worker.
 type Worker struct {
-	CallsTotal     int64              `json:"calls_total"`
-	Capabilities   []string           `json:"capabilities,omitempty,omitzero"`
-	Cause          string             `json:"cause,omitempty,omitzero"`
-	Concurrency    int                `json:"concurrency"`
-	CpuPercent     float64            `json:"cpu_percent,omitempty,omitzero"`
+	CallsTotal   int64    `json:"calls_total"`
+	Capabilities []string `json:"capabilities,omitempty,omitzero"`
+	Cause        string   `json:"cause,omitempty,omitzero"`
+	Concurrency  int      `json:"concurrency"`
+	CpuPercent   float64  `json:"cpu_percent,omitempty,omitzero"`
+
+	// DeviceMemoryMb What the worker itself says it uses, by accelerator.
 	DeviceMemoryMb map[string]float64 `json:"device_memory_mb,omitempty,omitzero"`
+
+	// Devices Accelerators that it was given, in order.
+	Devices []string `json:"devices,omitempty,omitzero"`
 
 	// Generation Processes started so far.
 	Generation int `json:"generation"`
@@ -1250,6 +1591,26 @@ type Worker struct {
 	StartedAt time.Time   `json:"started_at,omitempty,omitzero"`
 	State     WorkerState `json:"state"`
 	Version   string      `json:"version,omitempty,omitzero"`
+}
+
+// WorkerAccount defines model for WorkerAccount.
+type WorkerAccount struct {
+	// CountedMb The larger of claimed and measured.
+	CountedMb float64 `json:"counted_mb"`
+
+	// ExecuteMb Claimed by its running jobs.
+	ExecuteMb  float64 `json:"execute_mb"`
+	MeasuredMb float64 `json:"measured_mb"`
+	Phase      string  `json:"phase,omitempty,omitzero"`
+
+	// Plugin Instance id.
+	Plugin string `json:"plugin"`
+
+	// ResidentMb Claimed as long as it lives.
+	ResidentMb float64 `json:"resident_mb"`
+
+	// Source Of `measured_mb`: `nvml`, `fdinfo`, `worker` or `delta`.
+	Source string `json:"source,omitempty,omitzero"`
 }
 
 // WorkerList defines model for WorkerList.
@@ -1519,6 +1880,9 @@ type CancelJobJSONRequestBody = CancelRequest
 // SubmitBatchJSONRequestBody defines body for SubmitBatch for application/json ContentType.
 type SubmitBatchJSONRequestBody = BatchRequest
 
+// CreateLeaseJSONRequestBody defines body for CreateLease for application/json ContentType.
+type CreateLeaseJSONRequestBody = LeaseRequest
+
 // CreateLoginCodeJSONRequestBody defines body for CreateLoginCode for application/json ContentType.
 type CreateLoginCodeJSONRequestBody = LoginCodeRequest
 
@@ -1536,6 +1900,12 @@ type ExecuteStreamJSONRequestBody = ExecuteRequest
 
 // CreateInstanceJSONRequestBody defines body for CreateInstance for application/json ContentType.
 type CreateInstanceJSONRequestBody = InstanceRequest
+
+// PatchInstanceJSONRequestBody defines body for PatchInstance for application/json ContentType.
+type PatchInstanceJSONRequestBody = InstancePatch
+
+// PlanJobJSONRequestBody defines body for PlanJob for application/json ContentType.
+type PlanJobJSONRequestBody = PlanRequest
 
 // PutSchedulerJSONRequestBody defines body for PutScheduler for application/json ContentType.
 type PutSchedulerJSONRequestBody = SchedulerRequest
@@ -1693,6 +2063,15 @@ type ServerInterface interface {
 	// SubmitBatch Submit many jobs in one transaction
 	// (POST /v1/jobs:batch)
 	SubmitBatch(w http.ResponseWriter, r *http.Request)
+	// ListLeases Memory kept for programs that are none of ours
+	// (GET /v1/leases)
+	ListLeases(w http.ResponseWriter, r *http.Request)
+	// CreateLease Give memory back to me for a while
+	// (POST /v1/leases)
+	CreateLease(w http.ResponseWriter, r *http.Request)
+	// EndLease End a lease
+	// (DELETE /v1/leases/{id})
+	EndLease(w http.ResponseWriter, r *http.Request, id string)
 	// CreateLoginCode Make a login link for a browser
 	// (POST /v1/login-codes)
 	CreateLoginCode(w http.ResponseWriter, r *http.Request)
@@ -1750,12 +2129,21 @@ type ServerInterface interface {
 	// DeleteInstance Delete an instance
 	// (DELETE /v1/plugins/{name}/instances/{instance})
 	DeleteInstance(w http.ResponseWriter, r *http.Request, name PluginName, instance string)
+	// PatchInstance Change the settings of an instance
+	// (PATCH /v1/plugins/{name}/instances/{instance})
+	PatchInstance(w http.ResponseWriter, r *http.Request, name PluginName, instance string)
 	// LoadPlugin Start the worker and wait until it is ready
 	// (POST /v1/plugins/{name}/load)
 	LoadPlugin(w http.ResponseWriter, r *http.Request, name PluginName)
 	// GetPluginLogs Log lines of the worker
 	// (GET /v1/plugins/{name}/logs)
 	GetPluginLogs(w http.ResponseWriter, r *http.Request, name PluginName, params GetPluginLogsParams)
+	// ResetProfile Forget what was learned about the plugin
+	// (DELETE /v1/plugins/{name}/profile)
+	ResetProfile(w http.ResponseWriter, r *http.Request, name PluginName)
+	// GetProfile What its workers need, and where each number comes from
+	// (GET /v1/plugins/{name}/profile)
+	GetProfile(w http.ResponseWriter, r *http.Request, name PluginName)
 	// ReloadPlugin Stop the worker and start it from the manifest on disk
 	// (POST /v1/plugins/{name}/reload)
 	ReloadPlugin(w http.ResponseWriter, r *http.Request, name PluginName)
@@ -1777,6 +2165,9 @@ type ServerInterface interface {
 	// GetPlan What would start, wait or be evicted now
 	// (GET /v1/queue/plan)
 	GetPlan(w http.ResponseWriter, r *http.Request, params GetPlanParams)
+	// PlanJob What would happen to a job that was submitted now
+	// (POST /v1/queue/plan)
+	PlanJob(w http.ResponseWriter, r *http.Request)
 	// ResumeQueue End a pause or a drain
 	// (POST /v1/queue/resume)
 	ResumeQueue(w http.ResponseWriter, r *http.Request, params ResumeQueueParams)
@@ -1951,6 +2342,24 @@ func (_ Unimplemented) SubmitBatch(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
+// ListLeases Memory kept for programs that are none of ours
+// (GET /v1/leases)
+func (_ Unimplemented) ListLeases(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// CreateLease Give memory back to me for a while
+// (POST /v1/leases)
+func (_ Unimplemented) CreateLease(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// EndLease End a lease
+// (DELETE /v1/leases/{id})
+func (_ Unimplemented) EndLease(w http.ResponseWriter, r *http.Request, id string) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
 // CreateLoginCode Make a login link for a browser
 // (POST /v1/login-codes)
 func (_ Unimplemented) CreateLoginCode(w http.ResponseWriter, r *http.Request) {
@@ -2065,6 +2474,12 @@ func (_ Unimplemented) DeleteInstance(w http.ResponseWriter, r *http.Request, na
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
+// PatchInstance Change the settings of an instance
+// (PATCH /v1/plugins/{name}/instances/{instance})
+func (_ Unimplemented) PatchInstance(w http.ResponseWriter, r *http.Request, name PluginName, instance string) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
 // LoadPlugin Start the worker and wait until it is ready
 // (POST /v1/plugins/{name}/load)
 func (_ Unimplemented) LoadPlugin(w http.ResponseWriter, r *http.Request, name PluginName) {
@@ -2074,6 +2489,18 @@ func (_ Unimplemented) LoadPlugin(w http.ResponseWriter, r *http.Request, name P
 // GetPluginLogs Log lines of the worker
 // (GET /v1/plugins/{name}/logs)
 func (_ Unimplemented) GetPluginLogs(w http.ResponseWriter, r *http.Request, name PluginName, params GetPluginLogsParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// ResetProfile Forget what was learned about the plugin
+// (DELETE /v1/plugins/{name}/profile)
+func (_ Unimplemented) ResetProfile(w http.ResponseWriter, r *http.Request, name PluginName) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GetProfile What its workers need, and where each number comes from
+// (GET /v1/plugins/{name}/profile)
+func (_ Unimplemented) GetProfile(w http.ResponseWriter, r *http.Request, name PluginName) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -2116,6 +2543,12 @@ func (_ Unimplemented) PauseQueue(w http.ResponseWriter, r *http.Request, params
 // GetPlan What would start, wait or be evicted now
 // (GET /v1/queue/plan)
 func (_ Unimplemented) GetPlan(w http.ResponseWriter, r *http.Request, params GetPlanParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// PlanJob What would happen to a job that was submitted now
+// (POST /v1/queue/plan)
+func (_ Unimplemented) PlanJob(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -3114,6 +3547,60 @@ func (siw *ServerInterfaceWrapper) SubmitBatch(w http.ResponseWriter, r *http.Re
 	handler.ServeHTTP(w, r)
 }
 
+// ListLeases operation middleware
+func (siw *ServerInterfaceWrapper) ListLeases(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListLeases(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// CreateLease operation middleware
+func (siw *ServerInterfaceWrapper) CreateLease(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateLease(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// EndLease operation middleware
+func (siw *ServerInterfaceWrapper) EndLease(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.EndLease(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // CreateLoginCode operation middleware
 func (siw *ServerInterfaceWrapper) CreateLoginCode(w http.ResponseWriter, r *http.Request) {
 
@@ -3652,6 +4139,41 @@ func (siw *ServerInterfaceWrapper) DeleteInstance(w http.ResponseWriter, r *http
 	handler.ServeHTTP(w, r)
 }
 
+// PatchInstance operation middleware
+func (siw *ServerInterfaceWrapper) PatchInstance(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name PluginName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", chi.URLParam(r, "name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "instance" -------------
+	var instance string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "instance", chi.URLParam(r, "instance"), &instance, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "instance", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.PatchInstance(w, r, name, instance)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // LoadPlugin operation middleware
 func (siw *ServerInterfaceWrapper) LoadPlugin(w http.ResponseWriter, r *http.Request) {
 
@@ -3724,6 +4246,58 @@ func (siw *ServerInterfaceWrapper) GetPluginLogs(w http.ResponseWriter, r *http.
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetPluginLogs(w, r, name, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ResetProfile operation middleware
+func (siw *ServerInterfaceWrapper) ResetProfile(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name PluginName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", chi.URLParam(r, "name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ResetProfile(w, r, name)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetProfile operation middleware
+func (siw *ServerInterfaceWrapper) GetProfile(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name PluginName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", chi.URLParam(r, "name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetProfile(w, r, name)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -3934,6 +4508,20 @@ func (siw *ServerInterfaceWrapper) GetPlan(w http.ResponseWriter, r *http.Reques
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetPlan(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// PlanJob operation middleware
+func (siw *ServerInterfaceWrapper) PlanJob(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.PlanJob(w, r)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -4300,6 +4888,9 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Get(options.BaseURL+"/v1/queue/plan", wrapper.GetPlan)
 	})
 	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/queue/plan", wrapper.PlanJob)
+	})
+	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/plugins", wrapper.ListPlugins)
 	})
 	r.Group(func(r chi.Router) {
@@ -4345,6 +4936,12 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Get(options.BaseURL+"/v1/plugins/{name}/stats", wrapper.GetPluginStats)
 	})
 	r.Group(func(r chi.Router) {
+		r.Delete(options.BaseURL+"/v1/plugins/{name}/profile", wrapper.ResetProfile)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/plugins/{name}/profile", wrapper.GetProfile)
+	})
+	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/plugins/{name}/logs", wrapper.GetPluginLogs)
 	})
 	r.Group(func(r chi.Router) {
@@ -4361,6 +4958,9 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	})
 	r.Group(func(r chi.Router) {
 		r.Delete(options.BaseURL+"/v1/plugins/{name}/instances/{instance}", wrapper.DeleteInstance)
+	})
+	r.Group(func(r chi.Router) {
+		r.Patch(options.BaseURL+"/v1/plugins/{name}/instances/{instance}", wrapper.PatchInstance)
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/categories", wrapper.ListCategories)
@@ -4385,6 +4985,15 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	})
 	r.Group(func(r chi.Router) {
 		r.Put(options.BaseURL+"/v1/scheduler", wrapper.PutScheduler)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/leases", wrapper.ListLeases)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/leases", wrapper.CreateLease)
+	})
+	r.Group(func(r chi.Router) {
+		r.Delete(options.BaseURL+"/v1/leases/{id}", wrapper.EndLease)
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/events", wrapper.StreamEvents)
@@ -5734,6 +6343,130 @@ func (response SubmitBatchdefaultApplicationProblemPlusJSONResponse) VisitSubmit
 	return err
 }
 
+type ListLeasesRequestObject struct {
+}
+
+type ListLeasesResponseObject interface {
+	VisitListLeasesResponse(w http.ResponseWriter) error
+}
+
+type ListLeases200JSONResponse LeaseList
+
+func (response ListLeases200JSONResponse) VisitListLeasesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListLeasesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response ListLeasesdefaultApplicationProblemPlusJSONResponse) VisitListLeasesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateLeaseRequestObject struct {
+	Body *CreateLeaseJSONRequestBody
+}
+
+type CreateLeaseResponseObject interface {
+	VisitCreateLeaseResponse(w http.ResponseWriter) error
+}
+
+type CreateLease201ResponseHeaders struct {
+	Location string
+}
+
+type CreateLease201JSONResponse struct {
+	Body    Lease
+	Headers CreateLease201ResponseHeaders
+}
+
+func (response CreateLease201JSONResponse) VisitCreateLeaseResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateLeasedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response CreateLeasedefaultApplicationProblemPlusJSONResponse) VisitCreateLeaseResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type EndLeaseRequestObject struct {
+	Id string `json:"id"`
+}
+
+type EndLeaseResponseObject interface {
+	VisitEndLeaseResponse(w http.ResponseWriter) error
+}
+
+type EndLease204Response struct {
+}
+
+func (response EndLease204Response) VisitEndLeaseResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type EndLeasedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response EndLeasedefaultApplicationProblemPlusJSONResponse) VisitEndLeaseResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type CreateLoginCodeRequestObject struct {
 	Body *CreateLoginCodeJSONRequestBody
 }
@@ -6564,6 +7297,49 @@ func (response DeleteInstancedefaultApplicationProblemPlusJSONResponse) VisitDel
 	return err
 }
 
+type PatchInstanceRequestObject struct {
+	Name     PluginName `json:"name"`
+	Instance string     `json:"instance"`
+	Body     *PatchInstanceJSONRequestBody
+}
+
+type PatchInstanceResponseObject interface {
+	VisitPatchInstanceResponse(w http.ResponseWriter) error
+}
+
+type PatchInstance200JSONResponse Instance
+
+func (response PatchInstance200JSONResponse) VisitPatchInstanceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PatchInstancedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response PatchInstancedefaultApplicationProblemPlusJSONResponse) VisitPatchInstanceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type LoadPluginRequestObject struct {
 	Name PluginName `json:"name"`
 }
@@ -6674,6 +7450,82 @@ type GetPluginLogsdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetPluginLogsdefaultApplicationProblemPlusJSONResponse) VisitGetPluginLogsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResetProfileRequestObject struct {
+	Name PluginName `json:"name"`
+}
+
+type ResetProfileResponseObject interface {
+	VisitResetProfileResponse(w http.ResponseWriter) error
+}
+
+type ResetProfile204Response struct {
+}
+
+func (response ResetProfile204Response) VisitResetProfileResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type ResetProfiledefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response ResetProfiledefaultApplicationProblemPlusJSONResponse) VisitResetProfileResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetProfileRequestObject struct {
+	Name PluginName `json:"name"`
+}
+
+type GetProfileResponseObject interface {
+	VisitGetProfileResponse(w http.ResponseWriter) error
+}
+
+type GetProfile200JSONResponse Profile
+
+func (response GetProfile200JSONResponse) VisitGetProfileResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetProfiledefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response GetProfiledefaultApplicationProblemPlusJSONResponse) VisitGetProfileResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -6961,6 +7813,47 @@ type GetPlandefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetPlandefaultApplicationProblemPlusJSONResponse) VisitGetPlanResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PlanJobRequestObject struct {
+	Body *PlanJobJSONRequestBody
+}
+
+type PlanJobResponseObject interface {
+	VisitPlanJobResponse(w http.ResponseWriter) error
+}
+
+type PlanJob200JSONResponse Plan
+
+func (response PlanJob200JSONResponse) VisitPlanJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PlanJobdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response PlanJobdefaultApplicationProblemPlusJSONResponse) VisitPlanJobResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -7443,6 +8336,15 @@ type StrictServerInterface interface {
 	// SubmitBatch Submit many jobs in one transaction
 	// (POST /v1/jobs:batch)
 	SubmitBatch(ctx context.Context, request SubmitBatchRequestObject) (SubmitBatchResponseObject, error)
+	// ListLeases Memory kept for programs that are none of ours
+	// (GET /v1/leases)
+	ListLeases(ctx context.Context, request ListLeasesRequestObject) (ListLeasesResponseObject, error)
+	// CreateLease Give memory back to me for a while
+	// (POST /v1/leases)
+	CreateLease(ctx context.Context, request CreateLeaseRequestObject) (CreateLeaseResponseObject, error)
+	// EndLease End a lease
+	// (DELETE /v1/leases/{id})
+	EndLease(ctx context.Context, request EndLeaseRequestObject) (EndLeaseResponseObject, error)
 	// CreateLoginCode Make a login link for a browser
 	// (POST /v1/login-codes)
 	CreateLoginCode(ctx context.Context, request CreateLoginCodeRequestObject) (CreateLoginCodeResponseObject, error)
@@ -7500,12 +8402,21 @@ type StrictServerInterface interface {
 	// DeleteInstance Delete an instance
 	// (DELETE /v1/plugins/{name}/instances/{instance})
 	DeleteInstance(ctx context.Context, request DeleteInstanceRequestObject) (DeleteInstanceResponseObject, error)
+	// PatchInstance Change the settings of an instance
+	// (PATCH /v1/plugins/{name}/instances/{instance})
+	PatchInstance(ctx context.Context, request PatchInstanceRequestObject) (PatchInstanceResponseObject, error)
 	// LoadPlugin Start the worker and wait until it is ready
 	// (POST /v1/plugins/{name}/load)
 	LoadPlugin(ctx context.Context, request LoadPluginRequestObject) (LoadPluginResponseObject, error)
 	// GetPluginLogs Log lines of the worker
 	// (GET /v1/plugins/{name}/logs)
 	GetPluginLogs(ctx context.Context, request GetPluginLogsRequestObject) (GetPluginLogsResponseObject, error)
+	// ResetProfile Forget what was learned about the plugin
+	// (DELETE /v1/plugins/{name}/profile)
+	ResetProfile(ctx context.Context, request ResetProfileRequestObject) (ResetProfileResponseObject, error)
+	// GetProfile What its workers need, and where each number comes from
+	// (GET /v1/plugins/{name}/profile)
+	GetProfile(ctx context.Context, request GetProfileRequestObject) (GetProfileResponseObject, error)
 	// ReloadPlugin Stop the worker and start it from the manifest on disk
 	// (POST /v1/plugins/{name}/reload)
 	ReloadPlugin(ctx context.Context, request ReloadPluginRequestObject) (ReloadPluginResponseObject, error)
@@ -7527,6 +8438,9 @@ type StrictServerInterface interface {
 	// GetPlan What would start, wait or be evicted now
 	// (GET /v1/queue/plan)
 	GetPlan(ctx context.Context, request GetPlanRequestObject) (GetPlanResponseObject, error)
+	// PlanJob What would happen to a job that was submitted now
+	// (POST /v1/queue/plan)
+	PlanJob(ctx context.Context, request PlanJobRequestObject) (PlanJobResponseObject, error)
 	// ResumeQueue End a pause or a drain
 	// (POST /v1/queue/resume)
 	ResumeQueue(ctx context.Context, request ResumeQueueRequestObject) (ResumeQueueResponseObject, error)
@@ -8226,6 +9140,87 @@ func (sh *strictHandler) SubmitBatch(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// ListLeases operation middleware
+func (sh *strictHandler) ListLeases(w http.ResponseWriter, r *http.Request) {
+	var request ListLeasesRequestObject
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ListLeases(ctx, request.(ListLeasesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListLeases")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ListLeasesResponseObject); ok {
+		if err := validResponse.VisitListLeasesResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// CreateLease operation middleware
+func (sh *strictHandler) CreateLease(w http.ResponseWriter, r *http.Request) {
+	var request CreateLeaseRequestObject
+
+	var body CreateLeaseJSONRequestBody
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateLease(ctx, request.(CreateLeaseRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateLease")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(CreateLeaseResponseObject); ok {
+		if err := validResponse.VisitCreateLeaseResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// EndLease operation middleware
+func (sh *strictHandler) EndLease(w http.ResponseWriter, r *http.Request, id string) {
+	var request EndLeaseRequestObject
+
+	request.Id = id
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.EndLease(ctx, request.(EndLeaseRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "EndLease")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(EndLeaseResponseObject); ok {
+		if err := validResponse.VisitEndLeaseResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // CreateLoginCode operation middleware
 func (sh *strictHandler) CreateLoginCode(w http.ResponseWriter, r *http.Request) {
 	var request CreateLoginCodeRequestObject
@@ -8756,6 +9751,40 @@ func (sh *strictHandler) DeleteInstance(w http.ResponseWriter, r *http.Request, 
 	}
 }
 
+// PatchInstance operation middleware
+func (sh *strictHandler) PatchInstance(w http.ResponseWriter, r *http.Request, name PluginName, instance string) {
+	var request PatchInstanceRequestObject
+
+	request.Name = name
+	request.Instance = instance
+
+	var body PatchInstanceJSONRequestBody
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.PatchInstance(ctx, request.(PatchInstanceRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PatchInstance")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(PatchInstanceResponseObject); ok {
+		if err := validResponse.VisitPatchInstanceResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // LoadPlugin operation middleware
 func (sh *strictHandler) LoadPlugin(w http.ResponseWriter, r *http.Request, name PluginName) {
 	var request LoadPluginRequestObject
@@ -8802,6 +9831,58 @@ func (sh *strictHandler) GetPluginLogs(w http.ResponseWriter, r *http.Request, n
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetPluginLogsResponseObject); ok {
 		if err := validResponse.VisitGetPluginLogsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ResetProfile operation middleware
+func (sh *strictHandler) ResetProfile(w http.ResponseWriter, r *http.Request, name PluginName) {
+	var request ResetProfileRequestObject
+
+	request.Name = name
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ResetProfile(ctx, request.(ResetProfileRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ResetProfile")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ResetProfileResponseObject); ok {
+		if err := validResponse.VisitResetProfileResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetProfile operation middleware
+func (sh *strictHandler) GetProfile(w http.ResponseWriter, r *http.Request, name PluginName) {
+	var request GetProfileRequestObject
+
+	request.Name = name
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetProfile(ctx, request.(GetProfileRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetProfile")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetProfileResponseObject); ok {
+		if err := validResponse.VisitGetProfileResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
@@ -8984,6 +10065,37 @@ func (sh *strictHandler) GetPlan(w http.ResponseWriter, r *http.Request, params 
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetPlanResponseObject); ok {
 		if err := validResponse.VisitGetPlanResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// PlanJob operation middleware
+func (sh *strictHandler) PlanJob(w http.ResponseWriter, r *http.Request) {
+	var request PlanJobRequestObject
+
+	var body PlanJobJSONRequestBody
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.PlanJob(ctx, request.(PlanJobRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PlanJob")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(PlanJobResponseObject); ok {
+		if err := validResponse.VisitPlanJobResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
