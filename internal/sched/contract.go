@@ -94,6 +94,8 @@ type GroupView struct {
 	RunTimeP90         time.Duration
 	CanRelease         bool // its plugin offers release(), and was not asked since it last ran
 	Measuring          bool // its run has a device to itself
+	// Streak counts the starts in a row that carried Start.Affinity.
+	Streak int
 }
 
 // Kinds and phases of a Claim.
@@ -118,8 +120,10 @@ type Claim struct {
 	Instance string // whose worker holds it; "" for a lease
 	Device   resource.DeviceID
 	Bytes    resource.Bytes
-	// Measured is what the owner was last seen to use of the device.
+	// Measured is what the owner was last seen to use of the device, Source by what
+	// ("nvml", "fdinfo", "worker", "delta"; "" before the first measurement).
 	Measured resource.Bytes
+	Source   string
 	Phase    string
 	Since    time.Time
 }
@@ -149,6 +153,8 @@ type Start struct {
 	Devices  []resource.DeviceID // where its worker is to sit, in order; nil: it needs none, or is there
 	// Measure gives the instance its device to itself until the run has ended.
 	Measure bool
+	// Affinity: the job goes before an older one because its worker is loaded.
+	Affinity bool
 }
 
 // Failure ends a job that can never run, or with an empty Job the load that
