@@ -42,7 +42,7 @@ func (r rule) Name() string { return r.name }
 
 // Decide walks the ready jobs of the view once, most urgent first.
 func (r rule) Decide(v sched.View) sched.Plan {
-	w := walk{rule: r, view: v, book: newBook(v)}
+	w := walk{desk: desk{view: v}, rule: r, book: newBook(v)}
 	w.loads()
 	w.jobs()
 	return w.plan

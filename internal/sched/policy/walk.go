@@ -2,20 +2,18 @@ package policy
 
 import (
 	"slices"
-	"strconv"
-	"time"
 
 	"github.com/cjmd/cjmd/internal/jobs"
 	"github.com/cjmd/cjmd/internal/resource"
 	"github.com/cjmd/cjmd/internal/sched"
 )
 
-// walk is one Decide: the view, what is left of it, and the plan so far.
+// walk is one Decide of the policies that go by declared needs: what is left of
+// the view, and the plan so far.
 type walk struct {
+	desk
 	rule rule
-	view sched.View
 	book book
-	plan sched.Plan
 	// owners have memory set aside; made when first asked for.
 	owners []string
 }
@@ -74,7 +72,7 @@ func (w *walk) next(h *head, g *sched.GroupView) bool {
 		return false
 	}
 	if w.book.slots == 0 {
-		w.block(g, &jobs.Block{Code: "no_slot", Sentence: "all " + strconv.Itoa(w.view.SlotsMax) + " run slots of this machine are taken"})
+		w.noRunSlot(g)
 		return false
 	}
 	switch w.startOrNot(h.group, h.job) {
@@ -92,15 +90,6 @@ func (w *walk) next(h *head, g *sched.GroupView) bool {
 		return false
 	}
 }
-
-// verdict of startOrNot.
-type verdict int
-
-const (
-	waits verdict = iota // the group has a block
-	started
-	refused
-)
 
 // startOrNot starts the job (or, with a nil job, the load) of group i, refuses
 // it, or blocks the group; it does exactly one of the three.
@@ -150,59 +139,6 @@ func (w *walk) start(g *sched.GroupView, job *jobs.Ready, claims []sched.Claim) 
 	w.plan.Start = append(w.plan.Start, s)
 }
 
-func (w *walk) fail(g *sched.GroupView, job *jobs.Ready, err *jobs.Error) {
-	f := sched.Failure{Instance: g.Instance, Error: err}
-	if job != nil {
-		f.Job = job.ID
-	}
-	w.plan.Fail = append(w.plan.Fail, f)
-}
-
-func (w *walk) block(g *sched.GroupView, b *jobs.Block) {
-	if w.plan.Block == nil {
-		w.plan.Block = make(map[string]*jobs.Block)
-	}
-	w.plan.Block[g.Instance] = b
-}
-
-// wake asks for a pass at t.
-func (w *walk) wake(t time.Time) {
-	if w.plan.WakeAt.IsZero() || t.Before(w.plan.WakeAt) {
-		w.plan.WakeAt = t
-	}
-}
-
-// closed says why nothing of g may start at all, or nil.
-func (w *walk) closed(g *sched.GroupView) *jobs.Block {
-	switch {
-	case !g.Known:
-		return &jobs.Block{Code: "unknown_plugin", Sentence: orElse(g.Problem, "no plugin of this name is known")}
-	case !g.Enabled:
-		return &jobs.Block{Code: "disabled", Sentence: g.Instance + " is disabled"}
-	case g.Stopping != "":
-		return &jobs.Block{Code: "no_slot", Sentence: "the worker of " + g.Instance + " is being stopped (" + g.Stopping + ")"}
-	case g.Failed != "": // also of a worker that is still there and cannot be ended
-		return &jobs.Block{Code: "worker_failed", Sentence: g.Failed}
-	case g.CoolUntil.After(w.view.Now): // also while other jobs still hold slots of the worker that ended
-		w.wake(g.CoolUntil)
-		return &jobs.Block{Code: "cooling_down", Earliest: g.CoolUntil,
-			Sentence: g.Instance + " failed and cools down until " + g.CoolUntil.UTC().Format("15:04:05Z")}
-	case g.Resident:
-		return nil
-	case len(g.WaitingFor) > 0:
-		return &jobs.Block{Code: "resource", Holders: g.WaitingFor,
-			Sentence: "waiting for the memory of " + list(g.WaitingFor) + ", which makes room for " + g.Instance}
-	}
-	return nil
-}
-
-func (w *walk) stale() *jobs.Block {
-	if w.view.Monitor == "" {
-		return &jobs.Block{Code: "stale_monitor", Sentence: "no system monitor is registered, so what is free is not known"}
-	}
-	return &jobs.Block{Code: "stale_monitor", Sentence: "the system monitor " + w.view.Monitor + " is silent, so what is free is not known"}
-}
-
 // mayWait reports whether the job may go on waiting for memory, and sees to
 // it that it is looked at again when it may not any longer.
 func (w *walk) mayWait(g *sched.GroupView, job *jobs.Ready) bool {
@@ -247,11 +183,6 @@ func (w *walk) holders(g *sched.GroupView) []string {
 		return slices.Clip(w.owners)
 	}
 	return slices.DeleteFunc(slices.Clone(w.owners), func(o string) bool { return o == g.Instance })
-}
-
-func noSlot(g *sched.GroupView) *jobs.Block {
-	n := strconv.Itoa(g.Concurrency)
-	return &jobs.Block{Code: "no_slot", Sentence: "waiting for a free slot of " + g.Instance + " (" + n + " of " + n + " busy)"}
 }
 
 func never(g *sched.GroupView, short []resource.Shortfall) *jobs.Error {

@@ -1,0 +1,379 @@
+package policy
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/cjmd/cjmd/internal/jobs"
+	"github.com/cjmd/cjmd/internal/resource"
+	"github.com/cjmd/cjmd/internal/sched"
+)
+
+// shadow is the reservation of the first job that cannot start. What is kept
+// is not memory of now but of the time when the job is predicted to start.
+type shadow struct {
+	ask      ask
+	since    time.Time
+	draining bool
+	forecast
+}
+
+// forecast says when there will be room for an ask, and what that rests on.
+type forecast struct {
+	on []int
+	// reachable is false when even the end of everything that may end brings too
+	// little: then nothing is kept, and nothing drains, for it would be in vain.
+	reachable bool
+	at        time.Time // zero: some of it has no predicted end
+	overdue   bool      // at has passed: predictions were too short
+	spare     []resource.Bytes
+	relied    []int // groups whose workers are to be gone by then
+	hostShort bool  // host memory is part of what is missing
+}
+
+// event is memory that comes back to a pool and to the host.
+type event struct {
+	at       time.Time // zero: nobody knows
+	since    time.Time
+	group    int
+	worker   bool
+	vram     resource.Bytes
+	ram      resource.Bytes
+	position int
+}
+
+// wait blocks the ask with the truth, and reserves for it if it is the first
+// of its kind that cannot start.
+func (w *pass) wait(a *ask) {
+	f := w.foresee(a)
+	w.block(a.g, w.reason(a, &f))
+	for i := range w.shadows {
+		if (w.shadows[i].ask.want > 0) == (a.want > 0) {
+			return
+		}
+	}
+	s := shadow{ask: *a, since: w.waitsSince(a.g), forecast: f}
+	s.ask.on = f.on
+	s.draining = f.reachable && w.draining(a.g)
+	if at := s.since.Add(w.o.hardWait(a.g)); at.After(w.view.Now) {
+		w.wake(at)
+	}
+	w.shadows = append(w.shadows, s)
+}
+
+// draining reports whether g has waited so long that its devices drain.
+func (w *pass) draining(g *sched.GroupView) bool { return w.waited(g) >= w.o.hardWait(g) }
+
+// tellShadow puts the first reservation into the plan.
+func (w *pass) tellShadow() {
+	if len(w.shadows) == 0 {
+		return
+	}
+	s := &w.shadows[0]
+	out := &sched.Shadow{Instance: s.ask.g.Instance, Devices: w.ids(s.ask.on), VRAM: s.ask.vram(), RAM: s.ask.ram(),
+		At: s.at, Since: s.since, Draining: s.draining}
+	if s.ask.job != nil {
+		out.Job = s.ask.job.ID
+	}
+	w.plan.Shadow = out
+}
+
+// foresee predicts where and when there will be room for a.
+func (w *pass) foresee(a *ask) forecast {
+	if a.want == 0 || a.here {
+		return w.foreseeOn(a, w.guests[a.group].on)
+	}
+	w.candidates(a)
+	all := make([]forecast, 0, len(w.order))
+	for i := range w.order {
+		all = append(all, w.foreseeOn(a, []int{w.order[i].pool}))
+	}
+	if len(all) < a.want {
+		return forecast{}
+	}
+	slices.SortStableFunc(all, func(x, y forecast) int {
+		switch {
+		case x.reachable != y.reachable:
+			return first(x.reachable)
+		case x.at.IsZero() != y.at.IsZero():
+			return first(y.at.IsZero())
+		}
+		return x.at.Compare(y.at)
+	})
+	if a.want == 1 {
+		return all[0]
+	}
+	var on []int
+	for i := range all[:a.want] {
+		on = append(on, all[i].on...)
+	}
+	slices.Sort(on)
+	return w.foreseeOn(a, on)
+}
+
+// foreseeOn lets what runs end in the predicted order, and idle workers go when
+// they may, until a fits on the given devices.
+func (w *pass) foreseeOn(a *ask, on []int) forecast {
+	f := forecast{on: on, spare: make([]resource.Bytes, len(on)+1)}
+	for k, p := range on {
+		f.spare[k] = w.avail(a.group, p) - w.takes(a, p, on)
+		if a.measure {
+			f.spare[k] = min(f.spare[k], 0)
+		}
+	}
+	h := len(on)
+	f.spare[h] = w.avail(a.group, host) - w.takes(a, host, on)
+	f.hostShort = f.spare[h] < 0
+	w.listEvents(a, &f)
+	f.reachable = true
+	for i := range w.events {
+		if !a.measure && !short(f.spare) {
+			return w.dated(f)
+		}
+		e := &w.events[i]
+		for k, p := range on {
+			f.spare[k] += w.returns(e, p)
+		}
+		f.spare[h] += w.returns(e, host)
+		if e.worker {
+			f.relied = append(f.relied, e.group)
+		}
+		f.at = e.at
+	}
+	f.reachable = !short(f.spare) && !(a.measure && w.stays(a, on))
+	if a.measure { // whatever is over is its own, too
+		for k := range on {
+			f.spare[k] = min(f.spare[k], 0)
+		}
+	}
+	return w.dated(f)
+}
+
+func (w *pass) dated(f forecast) forecast {
+	f.overdue = !f.at.IsZero() && !f.at.After(w.view.Now)
+	if !f.reachable {
+		f.at = time.Time{}
+	}
+	return f
+}
+
+func short(spare []resource.Bytes) bool {
+	return slices.ContainsFunc(spare, func(n resource.Bytes) bool { return n < 0 })
+}
+
+// stays reports whether somebody who does not go away keeps a from measuring.
+func (w *pass) stays(a *ask, on []int) bool {
+	for i := range w.guests {
+		if i == a.group || !w.guests[i].here || !overlaps(w.guests[i].on, on) {
+			continue
+		}
+		if _, ok := w.mayGo(a, i); !ok && !w.furniture(i) {
+			return true
+		}
+	}
+	return false
+}
+
+// returns is what an event brings back to pool p.
+func (w *pass) returns(e *event, p int) resource.Bytes {
+	if e.worker {
+		n := w.yield(e.group, p)
+		for i := range w.works { // what its runs took came back when they ended
+			if w.works[i].group == e.group {
+				n -= w.ofRun(&w.works[i], p)
+			}
+		}
+		return max(n, 0)
+	}
+	return w.ofRun(&w.works[e.position], p)
+}
+
+// ofRun is what the end of a run brings back to pool p.
+func (w *pass) ofRun(r *work, p int) resource.Bytes {
+	if !w.pools[p].shared {
+		switch {
+		case p == host:
+			return r.ram
+		case slices.Contains(r.on, p):
+			return r.vram
+		}
+		return 0
+	}
+	n := r.ram
+	for _, q := range r.on {
+		if w.pools[q].shared {
+			n += r.vram
+		}
+	}
+	return n
+}
+
+// listEvents fills w.events with what may come back to the devices of f, or to
+// the host where that is short, in the order it is predicted; what nobody can
+// predict comes last, the longest running first.
+func (w *pass) listEvents(a *ask, f *forecast) {
+	w.events = w.events[:0]
+	for i := range w.works {
+		r := &w.works[i]
+		if overlaps(r.on, f.on) || (f.hostShort && w.ofRun(r, host) > 0) {
+			w.events = append(w.events, event{at: r.ends, since: r.since, group: r.group, position: i})
+		}
+	}
+	for i := range w.guests {
+		gu := &w.guests[i]
+		if !gu.here || i == a.group || (!overlaps(gu.on, f.on) && !(f.hostShort && w.yield(i, host) > 0)) {
+			continue
+		}
+		from, ok := w.mayGo(a, i)
+		if !ok {
+			continue
+		}
+		if p := w.spent(i); p >= 0 {
+			if again := w.view.SwapsAgain[w.pools[p].id]; again.After(from) {
+				from = again
+			}
+		}
+		w.events = append(w.events, w.leaving(i, from))
+	}
+	slices.SortStableFunc(w.events, func(x, y event) int {
+		switch {
+		case x.at.IsZero() != y.at.IsZero():
+			return first(y.at.IsZero())
+		case !x.at.Equal(y.at):
+			return x.at.Compare(y.at)
+		case !x.since.Equal(y.since):
+			return x.since.Compare(y.since)
+		case x.worker != y.worker:
+			return first(y.worker)
+		}
+		return cmp.Compare(x.group, y.group)
+	})
+}
+
+// leaving is the event of a worker's stop: when its last run is over, and not
+// before its time on the device is up.
+func (w *pass) leaving(i int, from time.Time) event {
+	g := &w.view.Groups[i]
+	e := event{at: from, since: w.view.Now, group: i, worker: true}
+	if g.Loading || (w.guests[i].started && w.guests[i].busy == 0) {
+		e.at = later(e.at, w.view.Now.Add(g.LoadTime))
+	}
+	for k := range w.works {
+		if w.works[k].group != i {
+			continue
+		}
+		if w.works[k].ends.IsZero() {
+			e.at = time.Time{}
+			return e
+		}
+		e.at = later(e.at, w.works[k].ends)
+	}
+	if e.at.IsZero() {
+		e.at = w.view.Now
+	}
+	return e
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// keptFrom names the instance for which pool p is kept from a: a would end too
+// late to be out of its way, and does not fit beside it. "" when it may go.
+func (w *pass) keptFrom(a *ask, p int) string {
+	for i := range w.shadows {
+		s := &w.shadows[i]
+		k := s.place(p)
+		if k < 0 || s.ask.group == a.group || !s.binds(a, p) {
+			continue
+		}
+		if s.draining && (p != host || s.hostShort) {
+			return s.ask.g.Instance
+		}
+		inTime := w.inTime(s, a)
+		if !inTime && slices.Contains(s.relied, a.group) {
+			return s.ask.g.Instance
+		}
+		if n := w.outlasts(s, a, p, inTime); n > 0 && n > max(s.spare[k], 0) {
+			return s.ask.g.Instance
+		}
+	}
+	return ""
+}
+
+// place is p's place in spare, -1 when the shadow does not fall on p.
+func (s *shadow) place(p int) int {
+	if p == host {
+		return len(s.on)
+	}
+	return slices.Index(s.on, p)
+}
+
+// binds reports whether the shadow keeps anything on pool p from a. A CPU-only
+// job waits for no GPU job, unless that has waited too long for host memory.
+func (s *shadow) binds(a *ask, p int) bool {
+	if !s.reachable {
+		return false
+	}
+	return a.want > 0 || s.ask.want == 0 || (p == host && s.draining && s.hostShort)
+}
+
+// inTime reports whether a is predicted to be over when the shadow needs room.
+func (w *pass) inTime(s *shadow, a *ask) bool {
+	ends := w.ends(a)
+	return !ends.IsZero() && !s.at.IsZero() && !ends.After(s.at)
+}
+
+// outlasts is what of a's memory on pool p is still taken when the shadow
+// needs it.
+func (w *pass) outlasts(s *shadow, a *ask, p int, inTime bool) resource.Bytes {
+	rest := *a
+	if inTime {
+		rest.execVRAM, rest.execRAM = 0, 0
+		g := a.g
+		gone := w.view.Now.Add(w.o.residency(g))
+		if a.here || (!w.furniture(a.group) && g.Queued <= 1 && !g.LoadWanted && !gone.After(s.at)) {
+			rest.resVRAM, rest.resRAM = 0, 0
+		}
+	}
+	n := w.takes(&rest, p, s.onOf(a, p))
+	if s.ask.measure && p != host && (!inTime || rest.resVRAM > 0) {
+		n = max(n, 1) // it wants the device alone
+	}
+	return n
+}
+
+// onOf is where a would sit as far as pool p is concerned.
+func (s *shadow) onOf(a *ask, p int) []int {
+	if len(a.on) > 0 || p == host {
+		return a.on
+	}
+	return []int{p}
+}
+
+// constrain takes what a start takes off what the shadows have to spare. It
+// runs before the start is booked.
+func (w *pass) constrain(a *ask) {
+	for i := range w.shadows {
+		s := &w.shadows[i]
+		if s.ask.group == a.group {
+			continue
+		}
+		inTime := w.inTime(s, a)
+		for k, p := range s.on {
+			if slices.Contains(a.on, p) {
+				s.spare[k] -= w.outlasts(s, a, p, inTime)
+			}
+		}
+		s.spare[len(s.on)] -= w.outlasts(s, a, host, inTime)
+	}
+}
+
+// neverFits is the end of a job that no waiting would help.
+func neverFits(a *ask, short []resource.Shortfall) *jobs.Error {
+	return &jobs.Error{Category: jobs.ResourceCat, Shortfall: short, Message: impossible(a, short)}
+}
