@@ -61,28 +61,28 @@ const (
 // PluginSpec is what a plugin does, and what is known about it.
 type PluginSpec struct {
 	// What it really takes, per device.
-	ResidentMB    float64 `yaml:"resident_mb"`
-	ExecuteMB     float64 `yaml:"execute_mb"`
-	LoadPeakMB    float64 `yaml:"load_peak_mb"`
-	RAMMB         float64 `yaml:"ram_mb"`
-	ExecuteRAMMB  float64 `yaml:"execute_ram_mb"`
-	Devices       int     `yaml:"devices"` // 0 with vram: 1
-	Load          Range   `yaml:"load"`
-	Run           Range   `yaml:"run"`
-	Concurrency   int     `yaml:"concurrency"`
-	Needs         string  `yaml:"needs"`       // declared (default), learned, unknown
-	DeclaredMB    float64 `yaml:"declared_mb"` // instead of the truth
-	Pinned        bool    `yaml:"pinned"`
-	Keeps         bool    `yaml:"keeps"` // a caching allocator, with release()
-	ReleaseLag    Range   `yaml:"release_lag"`
-	LeakMB        float64 `yaml:"leak_mb"`
-	LeakFor       Time    `yaml:"leak_for"`
-	IgnoreTerm    bool    `yaml:"ignore_term"`
-	FailLoad      float64 `yaml:"fail_load"`
-	Crash         float64 `yaml:"crash"`
-	OOMKills      bool    `yaml:"oom_kills"`
-	ReportsUsage  bool    `yaml:"reports_usage"`
-	RunTimeout    Time    `yaml:"run_timeout"`
+	ResidentMB   float64 `yaml:"resident_mb"`
+	ExecuteMB    float64 `yaml:"execute_mb"`
+	LoadPeakMB   float64 `yaml:"load_peak_mb"`
+	RAMMB        float64 `yaml:"ram_mb"`
+	ExecuteRAMMB float64 `yaml:"execute_ram_mb"`
+	Devices      int     `yaml:"devices"` // 0 with vram: 1
+	Load         Range   `yaml:"load"`
+	Run          Range   `yaml:"run"`
+	Concurrency  int     `yaml:"concurrency"`
+	Needs        string  `yaml:"needs"`       // declared (default), learned, unknown
+	DeclaredMB   float64 `yaml:"declared_mb"` // instead of the truth
+	Pinned       bool    `yaml:"pinned"`
+	Keeps        bool    `yaml:"keeps"` // a caching allocator, with release()
+	ReleaseLag   Range   `yaml:"release_lag"`
+	LeakMB       float64 `yaml:"leak_mb"`
+	LeakFor      Time    `yaml:"leak_for"`
+	IgnoreTerm   bool    `yaml:"ignore_term"`
+	FailLoad     float64 `yaml:"fail_load"`
+	Crash        float64 `yaml:"crash"`
+	OOMKills     bool    `yaml:"oom_kills"`
+	ReportsUsage bool    `yaml:"reports_usage"`
+	RunTimeout   Time    `yaml:"run_timeout"`
 }
 
 // Arrival is a stream of jobs of one plugin.
