@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -66,6 +67,7 @@ type run struct {
 	rng    *rand.Rand
 	d      *daemontest.Daemon
 	ledger *ledger
+	cut    []prefix // followers that a kill cut off
 }
 
 // round starts the daemon, checks what the last one left, makes load and kills.
@@ -121,6 +123,9 @@ func (r *run) check() {
 	}
 	for _, p := range r.ledger.takePrefixes() {
 		r.checkPrefix(s, p)
+		if n := len(p.events); n > 0 && !strings.HasPrefix(p.events[n-1].Kind, "job.c") && p.events[n-1].Kind != "job.failed" {
+			r.cut = append(r.cut, p)
+		}
 	}
 }
 
@@ -142,43 +147,73 @@ func (r *run) submitAgain(s *daemontest.Session, u unanswered) {
 }
 
 // checkPrefix compares what a follower had seen of a job's log with the log as
-// it is now, and the rest that it would get with the log's own.
+// it is now.
 func (r *run) checkPrefix(s *daemontest.Session, p prefix) {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(s.Ctx(), 20*time.Second)
 	defer cancel()
-	whole, err := readNow(ctx, s, p.job, 0, len(p.events))
+	now, err := readNow(ctx, s, p.job, 0, len(p.events))
 	if err != nil {
 		r.t.Errorf("the log of %s cannot be read: %v", p.job, err)
 		return
 	}
+	r.same(p.job, now, p.events)
+}
+
+// same fails the test unless two readings of one log are equal.
+func (r *run) same(job string, got, want []client.Event) {
+	r.t.Helper()
+	for i := range max(len(got), len(want)) {
+		if i >= len(got) || i >= len(want) {
+			r.t.Errorf("the log of %s has %d records, want %d", job, len(got), len(want))
+			return
+		}
+		if g, w := got[i], want[i]; g.ID != w.ID || g.Kind != w.Kind || string(g.Data) != string(w.Data) {
+			r.t.Errorf("a record of %s is %s %s %.200s, want %s %s %.200s", job, g.ID, g.Kind, g.Data, w.ID, w.Kind, w.Data)
+			return
+		}
+	}
+}
+
+// checkWhole reads the log of a job that has ended: it is numbered without gap
+// across all that happened to the daemon, begins with what was seen before a
+// kill, and goes on for that follower exactly where it was cut off.
+func (r *run) checkWhole(s *daemontest.Session, p prefix) {
+	r.t.Helper()
+	read := func(after int) []client.Event {
+		resp, err := s.API.Do(s.Ctx(), "GET", fmt.Sprintf("%s?after=%d", daemontest.JobPath(p.job, "events"), after), nil, nil)
+		if err == nil {
+			err = client.Check(resp)
+		}
+		if err != nil {
+			r.t.Fatalf("the log of %s cannot be read: %v", p.job, err)
+		}
+		defer resp.Body.Close()
+		var out []client.Event
+		if err := client.ReadEvents(resp.Body, func(ev client.Event) error {
+			if ev.Kind != client.EventEnd {
+				out = append(out, ev)
+			}
+			return nil
+		}); err != nil {
+			r.t.Fatalf("the log of %s ends with %v", p.job, err)
+		}
+		return out
+	}
+	whole := read(0)
 	for i, ev := range whole {
 		if want := fmt.Sprint(i + 1); ev.ID != want {
-			r.t.Errorf("the log of %s has the number %s in place %s", p.job, ev.ID, want)
+			r.t.Errorf("the log of %s has the number %s (%s) in place %s", p.job, ev.ID, ev.Kind, want)
 			return
 		}
 	}
-	for i, ev := range p.events {
-		if now := whole[i]; now.ID != ev.ID || now.Kind != ev.Kind || string(now.Data) != string(ev.Data) {
-			r.t.Errorf("record %s of %s was %s %.200s and is now %s %.200s", ev.ID, p.job, ev.Kind, ev.Data, now.Kind, now.Data)
-			return
-		}
-	}
-	if len(whole) == len(p.events) {
+	n := len(p.events)
+	if len(whole) < n {
+		r.t.Errorf("the log of %s has %d records, %d were seen", p.job, len(whole), n)
 		return
 	}
-	rest, err := readNow(ctx, s, p.job, len(p.events), len(whole)-len(p.events))
-	if err != nil {
-		r.t.Errorf("the rest of the log of %s cannot be read: %v", p.job, err)
-		return
-	}
-	for i := range min(len(rest), len(whole)-len(p.events)) {
-		now, want := rest[i], whole[len(p.events)+i]
-		if now.ID != want.ID || now.Kind != want.Kind || string(now.Data) != string(want.Data) {
-			r.t.Errorf("after record %d of %s comes %s %s, the log has %s %s", len(p.events), p.job, now.ID, now.Kind, want.ID, want.Kind)
-			return
-		}
-	}
+	r.same(p.job, whole[:n], p.events)
+	r.same(p.job, read(n), whole[n:])
 }
 
 // readNow reads a job's log after a number: at least n records, and what comes
@@ -231,6 +266,11 @@ func (r *run) finish() {
 	r.d.Launch(r.t)
 	r.check()
 	r.checkList()
+	s = r.d.Session(r.t)
+	for _, p := range r.cut {
+		r.checkWhole(s, p)
+	}
+	r.t.Logf("%d followers were cut off", len(r.cut))
 	r.ledger.checkEnd(r.t)
 }
 
