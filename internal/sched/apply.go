@@ -15,18 +15,25 @@ import (
 // apply makes the plan true: claims first, then what they are for.
 func (l *loop) apply(now time.Time, plan Plan) {
 	l.failAll(now, plan.Fail)
-	for _, e := range plan.Evict {
-		l.evict(e)
-	}
+	// The hole is the asker's before anybody is stopped for it.
 	if len(plan.Hold) > 0 {
 		l.ledger.take(now, plan.Hold)
 		for _, c := range plan.Hold {
 			l.inst(c.Owner).held = true
 		}
 	}
+	for _, e := range plan.Evict {
+		l.evict(now, e)
+	}
+	for _, r := range plan.Release {
+		l.askRelease(r)
+	}
 	for i := range plan.Start {
 		l.start(now, &plan.Start[i])
 	}
+	l.dropSpentHolds(plan.Hold)
+	l.tellThrash(now, plan.Thrash)
+	l.tellShadow(plan.Shadow)
 	l.tellBlocks(now, plan.Block)
 }
 
@@ -71,43 +78,101 @@ func (l *loop) start(now time.Time, s *Start) {
 	}
 	in := l.inst(s.Instance)
 	resident := in.live
-	if !resident {
-		l.ledger.take(now, s.Claims)
-		l.ledger.setPhase(now, in.name, PhaseLoading)
-		in.live, in.held, in.victims = true, false, nil
+	var ticket *jobs.Ticket
+	if resident {
+		l.takeExecute(now, s)
+	} else {
+		ticket = l.settleIn(now, in, s)
 	}
 	if s.Job == "" {
-		l.startLoad(in)
+		l.startLoad(in, ticket)
 		return
 	}
-	if err := l.startJob(in, s.Job, resident && l.ready(in)); err != nil {
+	if err := l.startJob(now, in, s, resident && l.ready(in), ticket); err != nil {
 		if !gone(err) && l.work.Err() == nil {
 			l.s.log.Error("cannot admit job", zap.String("job", string(s.Job)), zap.Error(err))
 			l.admitNot = now.Add(admitPause)
 		}
+		l.ledger.release(string(s.Job))
 		if !resident && in.running == 0 && !in.loading {
-			l.gone(in)
+			l.gone(now, in)
 		}
 	}
 }
 
-func (l *loop) startJob(in *inst, id jobs.ID, ready bool) error {
+// takeExecute sets aside what a job takes on a worker that is there.
+func (l *loop) takeExecute(now time.Time, s *Start) {
+	for i := range s.Claims {
+		if s.Claims[i].Kind == KindExecute {
+			l.takeOne(now, s.Claims[i], s.Instance, PhaseExecuting)
+		}
+	}
+}
+
+func (l *loop) takeOne(now time.Time, c Claim, instance, phase string) {
+	c.Instance, c.Phase = instance, phase
+	l.ledger.take(now, []Claim{c})
+}
+
+// settleIn sets aside what a new worker takes, says where it is to sit, and has
+// both written down: nothing is started before the ticket is through.
+func (l *loop) settleIn(now time.Time, in *inst, s *Start) *jobs.Ticket {
+	l.ledger.release(in.name) // what was held for it becomes what it takes
+	for i := range s.Claims {
+		phase := PhaseLoading
+		if s.Claims[i].Kind == KindExecute {
+			phase, in.split = PhaseExecuting, true
+		}
+		l.takeOne(now, s.Claims[i], in.name, phase)
+	}
+	in.live, in.held, in.victims, in.begun = true, false, nil, false
+	in.residentSince, in.lastUsed = now, now
+	in.devices = s.Devices
+	if in.devices == nil {
+		in.devices = l.ledger.on(in.name)
+	} else {
+		in.split = true
+	}
+	in.loadBegins(now)
+	if l.places != nil && (in.demand.RequiresGPU || len(in.devices) > 0) {
+		names := make([]string, len(in.devices))
+		for i, dev := range in.devices {
+			names[i] = string(dev)
+		}
+		l.places.Place(in.name, names)
+	} else if l.places != nil {
+		l.places.Place(in.name, nil)
+	}
+	return l.journal(in)
+}
+
+func (l *loop) startJob(now time.Time, in *inst, s *Start, ready bool, ticket *jobs.Ticket) error {
 	worker := "" // named only when it is there: the job then executes from its start on
 	if ready {
 		worker = in.name
 	}
-	handle, err := l.s.o.Queue.Admit(l.work, id, worker)
+	handle, err := l.s.o.Queue.Admit(l.work, s.Job, worker)
 	if err != nil {
 		return err
 	}
+	job := handle.Job()
 	ctx, cancel := context.WithCancelCause(l.work)
 	r := &run{
-		s: l.s, in: in, id: id, instance: in.name, timeouts: in.timeouts,
-		handle: handle, cancel: cancel, work: l.work, resident: ready, since: l.s.o.Now(),
+		s: l.s, in: in, id: s.Job, instance: in.name, timeouts: in.timeouts, submitter: job.Submitter, priority: job.Spec.Priority,
+		handle: handle, cancel: cancel, work: l.work, resident: ready, since: now, ticket: ticket, need: l.need(in),
 	}
+	if t := l.troubles[s.Job]; t != nil {
+		r.trouble = *t
+	}
+	in.begun = true
 	in.running++
 	in.idleSince = time.Time{}
-	l.runs[id] = r
+	in.uses.add(now, 1)
+	if s.Measure {
+		in.measuring = r
+		l.ledger.changed = true
+	}
+	l.runs[s.Job] = r
 	l.s.metrics.admitted.Inc()
 	l.s.metrics.running.Set(float64(len(l.runs)))
 	l.spawn(func() {
@@ -115,6 +180,19 @@ func (l *loop) startJob(in *inst, id jobs.ID, ready bool) error {
 		r.do(ctx)
 	})
 	return nil
+}
+
+// dropSpentHolds gives back room that is kept for an asker whose victims are gone
+// and who is not let in all the same: it waits like everybody else.
+func (l *loop) dropSpentHolds(fresh []Claim) {
+	for _, in := range l.order {
+		if !in.held || in.live || len(in.victims) > 0 || slices.ContainsFunc(fresh, func(c Claim) bool { return c.Owner == in.name }) {
+			continue
+		}
+		in.held = false
+		l.ledger.release(in.name)
+		l.s.mail.ring() // what it gives back may let somebody in
+	}
 }
 
 // tellBlocks hands the queue the reasons why jobs wait, where they changed.

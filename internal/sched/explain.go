@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/cjmd/cjmd/internal/jobs"
 	"github.com/cjmd/cjmd/internal/resource"
@@ -41,7 +42,7 @@ func (s *Scheduler) State() SchedulerState {
 		for _, r := range l.runs {
 			st.Runs = append(st.Runs, RunState{Job: r.id, Instance: r.instance, Phase: r.currentPhase(), Since: r.since})
 		}
-		for _, in := range l.insts {
+		for _, in := range l.order {
 			if in.loading {
 				st.Runs = append(st.Runs, RunState{Instance: in.name, Phase: jobs.Loading})
 			}
@@ -97,9 +98,10 @@ func (s *Scheduler) Preview(ctx context.Context, instance string) (Plan, error) 
 	}
 	var plan Plan
 	ok := s.ask(ctx, func(l *loop) {
-		v := l.view(l.s.o.Now())
+		now := l.s.o.Now()
+		v := l.view(now)
 		if instance != "" {
-			v.Groups = l.wanting(slices.Clone(v.Groups), instance)
+			v.Groups = l.wanting(now, slices.Clone(v.Groups), instance)
 		}
 		plan = (*s.policy.Load()).Decide(v)
 	})
@@ -115,10 +117,10 @@ func (s *Scheduler) Preview(ctx context.Context, instance string) (Plan, error) 
 }
 
 // wanting returns groups with one for the instance that wants something.
-func (l *loop) wanting(groups []GroupView, instance string) []GroupView {
+func (l *loop) wanting(now time.Time, groups []GroupView, instance string) []GroupView {
 	i := slices.IndexFunc(groups, func(g GroupView) bool { return g.Instance == instance })
 	if i < 0 {
-		groups = append(groups, l.groupView(l.inst(instance), nil))
+		groups = append(groups, l.groupView(now, l.inst(instance), nil))
 		i = len(groups) - 1
 	}
 	if len(groups[i].Ready) == 0 {

@@ -3,10 +3,12 @@ package sched
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cjmd/cjmd/internal/plugins"
 	"github.com/cjmd/cjmd/internal/resource"
+	"github.com/cjmd/cjmd/internal/sched/learn"
 	"github.com/cjmd/cjmd/internal/supervisor"
 )
 
@@ -23,6 +25,8 @@ type inst struct {
 	demand      resource.Demand
 	concurrency int
 	timeouts    plugins.Timeouts
+	placement   plugins.Placement
+	profile     learn.Key // without the device model
 
 	// The worker. live is the loop's own account: a worker is loaded or something
 	// of ours is about to load it, so its resident claim stands.
@@ -33,6 +37,23 @@ type inst struct {
 	rssBefore resource.Bytes // as reported before the newest snapshot was taken
 	running   int            // runs that hold a slot
 	slots     int            // what the loaded worker was started with; 0: unknown
+	canAsk    bool           // its plugin offers release()
+
+	// Where the worker sits and what it was seen to hold.
+	devices                 []resource.DeviceID
+	split                   bool // its policy sets aside what the worker and what its jobs take apart
+	loaded                  bool // it was seen ready since it was started
+	begun                   bool // something of ours may have started it
+	use                     map[resource.DeviceID]use
+	refs                    map[resource.DeviceID]reference
+	pids                    []int
+	loadUse                 map[resource.DeviceID]resource.Bytes // what it held when its load had ended
+	loadRAM                 resource.Bytes
+	meter                   meter
+	measuring               *run // nil, or the run that has the device to itself
+	asked                   bool // for release(), since it last ran
+	residentSince, lastUsed time.Time
+	uses                    uses
 
 	loading bool // a load of ours is under way, besides any run's
 	loads   []*loadRequest
@@ -57,7 +78,7 @@ type inst struct {
 // monitor has looked after its end.
 type victim struct {
 	name    string
-	stopped time.Time // zero while it is being stopped
+	stopped time.Time // zero while it is being stopped, or asked to release
 }
 
 func (l *loop) inst(name string) *inst {
@@ -67,6 +88,8 @@ func (l *loop) inst(name string) *inst {
 	in := &inst{name: name}
 	l.describe(in)
 	l.insts[name] = in
+	at, _ := slices.BinarySearchFunc(l.order, name, func(o *inst, n string) int { return strings.Compare(o.name, n) })
+	l.order = slices.Insert(l.order, at, in)
 	return in
 }
 
@@ -85,6 +108,9 @@ func (l *loop) describe(in *inst) {
 	}
 	in.manifest = m.Hash
 	in.demand, in.timeouts = m.Demand, m.Timeouts
+	in.placement = i.PlacementOf(m)
+	in.demand.Devices = max(in.demand.Devices, in.placement.Count)
+	in.profile = learn.Key{Plugin: m.Name, ConfigHash: learn.ConfigHash(i.Config)}
 	in.concurrency = max(i.Concurrency, 0)
 	if in.concurrency == 0 {
 		in.concurrency = max(m.Concurrency, 1)
@@ -95,7 +121,7 @@ func (l *loop) describe(in *inst) {
 func (l *loop) refresh(now time.Time) {
 	if l.catalogChanged {
 		l.catalogChanged = false
-		for _, in := range l.insts {
+		for _, in := range l.order {
 			l.describe(in)
 		}
 		l.forgetDeleted()
@@ -117,11 +143,13 @@ func (l *loop) refresh(now time.Time) {
 // forgetDeleted drops what the catalogue does not know any more and nobody
 // uses. A worker that is still loaded, or jobs that wait, bring it back.
 func (l *loop) forgetDeleted() {
-	for name, in := range l.insts {
+	for _, in := range slices.Clone(l.order) {
+		name := in.name
 		if in.known || in.live || in.held || in.loading || in.running > 0 || in.stop != nil || len(in.loads)+len(in.victims) > 0 {
 			continue
 		}
 		delete(l.insts, name)
+		l.order = slices.DeleteFunc(l.order, func(o *inst) bool { return o == in })
 		l.s.configuring.Delete(name)
 		l.spawn(func() { l.s.o.Workers.Forget(name) })
 	}
@@ -131,61 +159,21 @@ func (l *loop) forgetDeleted() {
 func (l *loop) rebalance() {
 	if l.ledger.changed {
 		l.ledger.changed = false
-		l.freeRAM, l.devFree, l.totalRAM = l.ledger.balance(l.snap)
-	}
-}
-
-// foldSnapshot takes the monitor's newest reading. A worker's use is credited
-// only as far as it was seen both before and after the reading was taken:
-// what grew in between may be missing from the reading.
-func (l *loop) foldSnapshot(now time.Time) {
-	l.snap, l.fresh = l.s.o.Gate.Latest()
-	l.monitor = l.s.o.Gate.Registered()
-	l.ledger.changed = true
-	for _, in := range l.insts {
-		if in.live {
-			l.ledger.measure(in.name, resource.HostDevice, min(in.rssBefore, in.rss))
-			in.rssBefore = in.rss
-		}
-		in.victims = slices.DeleteFunc(in.victims, func(v victim) bool {
-			return !v.stopped.IsZero() && l.snap.At.After(v.stopped)
-		})
-	}
-	l.measureDevices()
-}
-
-// measureDevices credits what the monitor saw each worker's process hold.
-func (l *loop) measureDevices() {
-	if len(l.snap.Processes) == 0 {
-		return
-	}
-	byPID := make(map[int]map[resource.DeviceID]resource.Bytes, len(l.snap.Processes))
-	for _, p := range l.snap.Processes {
-		if byPID[p.PID] == nil {
-			byPID[p.PID] = make(map[resource.DeviceID]resource.Bytes)
-		}
-		byPID[p.PID][p.Device] += p.Memory
-	}
-	for _, in := range l.insts {
-		if !in.live {
-			continue
-		}
-		st, ok := l.s.o.Workers.Status(in.name)
-		if !ok || st.PID == 0 {
-			continue
-		}
-		for dev, used := range byPID[st.PID] {
-			l.ledger.measure(in.name, dev, used)
-		}
+		l.balance()
 	}
 }
 
 // observe brings the loop's account of one worker in line with what it is.
 func (l *loop) observe(now time.Time, in *inst, st supervisor.Status) {
 	in.state, in.rss, in.slots = st.State, resource.Bytes(st.RSS), st.Concurrency
+	in.canAsk = st.Ready != nil && slices.Contains(st.Ready.Capabilities, requestRelease)
+	gaveUp := in.gaveUp
 	in.gaveUp = ""
 	if st.State == supervisor.FailedState || st.State == supervisor.Unkillable {
 		in.gaveUp = orElse(st.LastError, "the worker of "+in.name+" gave up")
+	}
+	if in.gaveUp != "" && gaveUp == "" {
+		l.tellInstanceQuarantined(in, in.gaveUp)
 	}
 	switch st.State {
 	case supervisor.Stopped, supervisor.Backoff, supervisor.FailedState:
@@ -193,15 +181,17 @@ func (l *loop) observe(now time.Time, in *inst, st supervisor.Status) {
 			in.coolUntil = later(in.coolUntil, st.RetryAt)
 		}
 		if in.running == 0 && !in.loading {
-			l.gone(in)
+			l.gone(now, in)
 		}
 	default:
+		in.begun = true
 		if !in.live {
 			l.alive(now, in)
 		}
 		switch st.State {
 		case supervisor.ReadyState, supervisor.Busy:
 			l.ledger.setPhase(now, in.name, PhaseResident)
+			in.loadEnds(now, &st)
 		case supervisor.Starting, supervisor.Initializing:
 			l.ledger.setPhase(now, in.name, PhaseLoading)
 		case supervisor.Draining, supervisor.Stopping, supervisor.Killing:
@@ -213,7 +203,8 @@ func (l *loop) observe(now time.Time, in *inst, st supervisor.Status) {
 // alive accounts for a worker that exists although nobody here started it: its
 // memory is taken whatever the policy would have said.
 func (l *loop) alive(now time.Time, in *inst) {
-	in.live = true
+	in.live, in.residentSince, in.lastUsed = true, now, now
+	in.loaded = false
 	if in.running == 0 {
 		in.idleSince = now
 	}
@@ -223,15 +214,24 @@ func (l *loop) alive(now time.Time, in *inst) {
 	}
 }
 
-// gone accounts for a worker that is no more.
-func (l *loop) gone(in *inst) {
+// gone accounts for a worker that is no more. What it had of the accelerators is
+// given away again when it is seen back; of one that never began, at once.
+func (l *loop) gone(now time.Time, in *inst) {
 	if !in.live {
 		return
 	}
 	in.live = false
-	in.idleSince = time.Time{}
+	if in.begun {
+		l.learnRuns(now, in)
+		l.leave(now, in)
+	} else {
+		l.ledger.release(in.name)
+	}
+	in.begun, in.loaded, in.split, in.asked, in.measuring = false, false, false, false, nil
+	in.idleSince, in.residentSince = time.Time{}, time.Time{}
 	in.rss, in.rssBefore = 0, 0
-	l.ledger.release(in.name)
+	in.devices, in.meter = nil, meter{}
+	l.forgetClaims(in.name)
 }
 
 // look asks for the worker's state now, after something of ours ended.
@@ -291,6 +291,7 @@ func (l *loop) startFailed(now time.Time, in *inst, err *supervisor.StartError) 
 	if in.failures >= l.s.o.MaxStartFailures {
 		in.failed = fmt.Sprintf("the worker of %s failed to start %d times in a row, last: %s; load or reload it to try again",
 			in.name, in.failures, err.Error())
+		l.tellInstanceQuarantined(in, in.failed)
 	}
 }
 
@@ -300,30 +301,40 @@ func (l *loop) runEnded(r *run) {
 	delete(l.runs, r.id)
 	in := r.in
 	in.running--
+	l.ledger.release(string(r.id))
+	in.lastUsed = now
+	if r.vanished {
+		l.troubleOf(now, r.id).vanished++
+	}
+	if r.reached && !r.lost {
+		in.ran(now.Sub(r.executing(now)), !r.clean)
+		in.asked = false
+	}
 	l.s.metrics.running.Set(float64(len(l.runs)))
 	if in.running == 0 {
 		in.idleSince = now
 	}
 	switch {
 	case r.startErr != nil:
+		if r.oom == loadOOM { // before the worker's end is noted: where it sat is still known
+			l.noteOOM(now, in, r)
+		}
 		l.startFailed(now, in, r.startErr)
 		l.look(now, in)
 	case r.reached && in.failures > 0:
 		in.startSucceeded()
 	}
+	if r.oom == runOOM {
+		l.noteOOM(now, in, r)
+	}
 	if r.lost || !r.reached {
+		if in.measuring == r {
+			in.measuring = nil
+			l.ledger.changed = true
+		}
 		l.look(now, in)
 	}
 	l.stopWhenIdle(in)
-}
-
-func (l *loop) settling() bool {
-	for _, in := range l.insts {
-		if len(in.victims) > 0 {
-			return true
-		}
-	}
-	return false
 }
 
 func orElse(s, other string) string {

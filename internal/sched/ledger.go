@@ -1,6 +1,7 @@
 package sched
 
 import (
+	"slices"
 	"time"
 
 	"github.com/cjmd/cjmd/internal/resource"
@@ -15,12 +16,18 @@ type ledger struct {
 	changed bool
 }
 
+// past reports whether the claim is that of a worker that is no more.
+func (c *Claim) past() bool { return c.Phase == PhaseReleasing || c.Phase == PhaseQuarantined }
+
 // take sets claims aside. What the owner had reserved of the same kind and
 // device becomes this claim.
 func (l *ledger) take(now time.Time, claims []Claim) {
 	for _, c := range claims {
 		c.Since = now
 		l.changed = true
+		if c.Instance == "" && c.Kind == KindResident {
+			c.Instance = c.Owner
+		}
 		if i := l.find(c.Owner, c.Kind, c.Device); i >= 0 {
 			c.Measured = l.claims[i].Measured
 			l.claims[i] = c
@@ -30,78 +37,86 @@ func (l *ledger) take(now time.Time, claims []Claim) {
 	}
 }
 
+// find returns the place of a claim that is in force, -1 when there is none.
 func (l *ledger) find(owner, kind string, dev resource.DeviceID) int {
 	for i := range l.claims {
 		c := &l.claims[i]
-		if c.Owner == owner && c.Kind == kind && c.Device == dev {
+		if c.Owner == owner && c.Kind == kind && c.Device == dev && !c.past() {
 			return i
 		}
 	}
 	return -1
 }
 
-// release drops every claim of owner.
-func (l *ledger) release(owner string) {
+// drop removes the claims for which gone answers true.
+func (l *ledger) drop(gone func(*Claim) bool) {
 	kept := l.claims[:0]
-	for _, c := range l.claims {
-		if c.Owner != owner {
-			kept = append(kept, c)
+	for i := range l.claims {
+		if !gone(&l.claims[i]) {
+			kept = append(kept, l.claims[i])
 		}
 	}
 	if len(kept) != len(l.claims) {
 		l.changed = true
+		clear(l.claims[len(kept):])
 	}
 	l.claims = kept
 }
 
-// setPhase moves owner's claims to phase.
-func (l *ledger) setPhase(now time.Time, owner, phase string) {
+// release drops the claims of owner that are in force.
+func (l *ledger) release(owner string) {
+	l.drop(func(c *Claim) bool { return c.Owner == owner && !c.past() })
+}
+
+// setPhase moves the claims of instance's worker to phase.
+func (l *ledger) setPhase(now time.Time, instance, phase string) {
 	for i := range l.claims {
-		if c := &l.claims[i]; c.Owner == owner && c.Phase != phase {
+		c := &l.claims[i]
+		if c.Owner == instance && c.Kind == KindResident && !c.past() && c.Phase != phase {
 			c.Phase, c.Since = phase, now
 			l.changed = true
 		}
 	}
 }
 
-// measure notes what owner was seen to use of a device.
-func (l *ledger) measure(owner string, dev resource.DeviceID, used resource.Bytes) {
-	for i := range l.claims {
-		if c := &l.claims[i]; c.Owner == owner && c.Device == dev && c.Measured != used {
-			c.Measured = used
-			l.changed = true
-		}
+// measure notes what instance's worker was seen to use of a device, and by what.
+func (l *ledger) measure(instance string, dev resource.DeviceID, used resource.Bytes, source string) {
+	i := l.find(instance, KindResident, dev)
+	if i < 0 {
+		return
+	}
+	if c := &l.claims[i]; c.Measured != used || c.Source != source {
+		c.Measured, c.Source = used, source
+		l.changed = true
 	}
 }
 
-// balance says what is left on the host and on each device: what the monitor
-// saw free, minus the margin, minus what is claimed but not yet in use (and so
-// not yet missing from the monitor's figure). total is what could ever be free.
-func (l *ledger) balance(s resource.Snapshot) (ram resource.Bytes, dev map[resource.DeviceID]resource.Bytes, total resource.Bytes) {
-	ram = s.Host.MemAvailable - l.margin
-	total = s.Host.MemTotal - l.margin
-	unified := resource.DeviceID("")
-	if len(s.Devices) > 0 {
-		dev = make(map[resource.DeviceID]resource.Bytes, len(s.Devices))
-		for _, d := range s.Devices {
-			dev[d.ID] = d.Free
-			if d.Unified {
-				unified = d.ID
-			}
+// resize sets what a worker's resident claim on a device is.
+func (l *ledger) resize(instance string, dev resource.DeviceID, n resource.Bytes) {
+	if i := l.find(instance, KindResident, dev); i >= 0 && l.claims[i].Bytes != n {
+		l.claims[i].Bytes = n
+		l.changed = true
+	}
+}
+
+// held sums what is claimed of a device in instance's name and in force.
+func (l *ledger) held(instance string, dev resource.DeviceID) (n resource.Bytes) {
+	for i := range l.claims {
+		if c := &l.claims[i]; c.Instance == instance && c.Device == dev && !c.past() {
+			n += c.Bytes
 		}
 	}
+	return n
+}
+
+// on lists the devices, without the host, on which instance's worker has claims.
+func (l *ledger) on(instance string) []resource.DeviceID {
+	var out []resource.DeviceID
 	for i := range l.claims {
 		c := &l.claims[i]
-		open := max(c.Bytes-c.Measured, 0)
-		if c.Device == resource.HostDevice || c.Device == unified {
-			ram -= open
-		}
-		if _, ok := dev[c.Device]; ok {
-			dev[c.Device] -= open
-		}
-		if unified != "" && c.Device == resource.HostDevice {
-			dev[unified] -= open
+		if c.Instance == instance && c.Device != resource.HostDevice && !c.past() && !slices.Contains(out, c.Device) {
+			out = append(out, c.Device)
 		}
 	}
-	return ram, dev, total
+	return out
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/cjmd/cjmd/internal/jobs"
 	"github.com/cjmd/cjmd/internal/resource"
+	"github.com/cjmd/cjmd/internal/sched/learn"
 	"go.uber.org/zap"
 )
 
@@ -20,15 +21,47 @@ type loop struct {
 	stopLoads context.CancelFunc
 	admitting bool
 	insts     map[string]*inst
+	order     []*inst // the same, by name: what follows from the order is the same each time
 	runs      map[jobs.ID]*run
 	ledger    ledger
 
-	snap       resource.Snapshot
-	fresh      bool
-	monitor    string
-	freeRAM    resource.Bytes
-	totalRAM   resource.Bytes
-	devFree    map[resource.DeviceID]resource.Bytes
+	snap     resource.Snapshot
+	fresh    bool
+	monitor  string
+	freeRAM  resource.Bytes
+	totalRAM resource.Bytes
+	devFree  map[resource.DeviceID]resource.Bytes
+	// What was read and reckoned of the accelerators; by index.
+	devs            []DeviceView
+	pools           map[resource.DeviceID]*pool
+	accounts        map[accountKey]account
+	settles         []*settle
+	byPID           map[int][]*resource.Process
+	found           map[resource.DeviceID]use
+	blind           []*inst
+	hostMeasured    resource.Bytes // of the host, by our workers
+	lastMonitor     string
+	monitorInstance string
+	trees           treeLister // nil: only the first process of a worker is known
+	places          placer     // nil: workers are not told of devices
+
+	profiles    map[learn.Key]learn.Profile
+	toldProfile map[learn.Key]learn.Estimate
+	unsaved     map[learn.Key]bool
+	saving      bool
+	savedAt     time.Time
+	journalled  map[string]bool // instances of which the claims log has rows
+	leases      []*lease
+	leaseEnds   time.Time
+	troubles    map[jobs.ID]*trouble
+	share       map[string]float64
+	chargedAt   time.Time
+	quota       map[string]int
+	swaps       swaps
+	shadow      *Shadow
+	told        map[Thrash]time.Time
+	failed      error // what restore answered
+
 	active     bool      // the gate was asked for fast sampling
 	quietSince time.Time // nothing has run since; zero while something does
 
@@ -47,9 +80,10 @@ type loop struct {
 	admitNot time.Time
 
 	// Reused from pass to pass.
-	groups []GroupView
-	ended  []*run
-	calls  []func(*loop)
+	groups  []GroupView
+	running []RunView
+	ended   []*run
+	calls   []func(*loop)
 }
 
 // workersEvery bounds how often the workers' states are read: they change far
@@ -62,16 +96,28 @@ const quietAfter = time.Second
 
 func newLoop(s *Scheduler, work context.Context) *loop {
 	loading, stopLoads := context.WithCancel(work)
-	return &loop{
+	l := &loop{
 		s: s, work: work, loading: loading, stopLoads: stopLoads, admitting: true,
 		insts: make(map[string]*inst), runs: make(map[jobs.ID]*run),
 		ledger: ledger{margin: s.o.RAMMargin, changed: true},
 		blocks: make(map[string]*jobs.Block), codes: make(map[string]int),
 		workersChanged: true, gateChanged: true, catalogChanged: true,
+		pools: make(map[resource.DeviceID]*pool), accounts: make(map[accountKey]account),
+		byPID: make(map[int][]*resource.Process), found: make(map[resource.DeviceID]use),
+		profiles: make(map[learn.Key]learn.Profile), toldProfile: make(map[learn.Key]learn.Estimate), unsaved: make(map[learn.Key]bool),
+		journalled: make(map[string]bool), troubles: make(map[jobs.ID]*trouble), share: make(map[string]float64),
+		quota: make(map[string]int), swaps: make(swaps), told: make(map[Thrash]time.Time),
 	}
+	l.trees, _ = s.o.Workers.(treeLister)
+	l.places, _ = s.o.Workers.(placer)
+	l.failed = l.restore(work)
+	return l
 }
 
 func (l *loop) run(admit context.Context) error {
+	if l.failed != nil {
+		return l.failed
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	admitDone, workDone := admit.Done(), l.work.Done()
@@ -110,7 +156,7 @@ func (l *loop) run(admit context.Context) error {
 func (l *loop) stopAdmitting() {
 	l.admitting = false
 	l.stopLoads() // nobody waits for them any more
-	for _, in := range l.insts {
+	for _, in := range l.order {
 		in.answerLoads(ErrStopping)
 		if in.stop != nil && !in.stop.begun {
 			in.stop.answer(ErrStopping)
@@ -121,7 +167,7 @@ func (l *loop) stopAdmitting() {
 
 // busyInstances reports whether a load or stop is still under way.
 func (l *loop) busyInstances() bool {
-	for _, in := range l.insts {
+	for _, in := range l.order {
 		if in.loading || (in.stop != nil && in.stop.begun) {
 			return true
 		}
@@ -135,6 +181,8 @@ func (l *loop) pass() time.Duration {
 	begin := time.Now()
 	now := l.s.o.Now()
 	l.readMail()
+	l.charge(now)
+	l.expireLeases(now)
 	l.refresh(now)
 	q := l.s.o.Queue
 	if d := q.NextDeadline(); !d.IsZero() && !d.After(now) && !l.expireNot.After(now) {
@@ -153,8 +201,10 @@ func (l *loop) pass() time.Duration {
 		view := l.view(now)
 		plan := (*l.s.policy.Load()).Decide(view)
 		l.apply(now, plan)
+		l.roomForLeases(now)
 		wake = plan.WakeAt
 	}
+	l.saveProfiles(now, false)
 	l.sampleRate(now)
 	l.passes++
 	l.took = time.Since(begin)
@@ -184,6 +234,10 @@ func (l *loop) sleep(now, wake time.Time) time.Duration {
 		}
 	}
 	shorten(wake)
+	shorten(l.leaseEnds)
+	if len(l.unsaved) > 0 && !l.saving {
+		shorten(l.savedAt.Add(saveEvery))
+	}
 	if t := l.s.o.Queue.NextDeadline(); !t.IsZero() {
 		shorten(later(t, l.expireNot))
 	}

@@ -28,6 +28,7 @@ type ending struct {
 func (r *run) endOf(ctx context.Context, res supervisor.Result, err error) ending {
 	cause := context.Cause(ctx)
 	if err == nil && !res.Cancelled {
+		r.clean = true
 		return ending{outcome: jobs.Outcome{Status: jobs.Completed, Result: res.Payload, ContentType: res.ContentType}}
 	}
 	var call *supervisor.CallError
@@ -41,8 +42,13 @@ func (r *run) endOf(ctx context.Context, res supervisor.Result, err error) endin
 		return r.stopped(cause, partial, res.ContentType)
 	}
 	switch {
+	case r.lost && isOOM(lost.Exit):
+		r.hostOOM = true
+		return r.outOfMemory(runOOM, retry(lostError(lost)))
 	case r.lost:
 		return retry(lostError(lost))
+	case call != nil && call.Category == string(jobs.OOM):
+		return r.outOfMemory(runOOM, callFailed(call))
 	case call != nil:
 		return callFailed(call)
 	case err == nil:
@@ -83,6 +89,9 @@ func (r *run) notStarted(ctx context.Context, err error) ending {
 	r.startErr = start
 	e := startError(start)
 	switch {
+	case e.Category == jobs.OOM:
+		r.hostOOM = start.Call == nil
+		return r.outOfMemory(loadOOM, retry(e))
 	case unspent(start):
 		return ending{outcome: jobs.Outcome{Status: jobs.Pending, Unspent: true, Error: e}}
 	case e.Retriable:

@@ -3,6 +3,7 @@ package sched
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -27,14 +28,25 @@ type run struct {
 	resident bool            // a worker was ready when the run was admitted
 	phase    atomic.Pointer[jobs.Phase]
 
+	submitter string
+	priority  int
+	need      Need         // as it was set aside
+	ticket    *jobs.Ticket // what the worker was given, on its way to the disk; nil: nothing to wait for
+	trouble   trouble      // what went wrong with the job before
+	called    atomic.Int64 // unix nanoseconds when the call began
+
 	startErr *supervisor.StartError // the worker did not come up
 	reached  bool                   // the worker took the call
 	lost     bool                   // the worker ended under it
+	clean    bool                   // it ended as the plugin meant it to
+	oom      oomKind
+	hostOOM  bool // it was host memory that ran out
+	vanished bool // the worker was gone when the call was to be made
 }
 
-// tries bounds how often a run looks for a worker that is gone each time it
-// has become ready.
-const tries = 3
+// maxVanished bounds how often a job goes back to the queue for free because the
+// worker it was to run on was gone.
+const maxVanished = 3
 
 // do sees the attempt through: worker, call, outcome. The slot is free as soon
 // as the worker has answered; the outcome is stored while the next job runs.
@@ -53,29 +65,52 @@ func (r *run) attempt(ctx context.Context) ending {
 			return r.notStarted(ctx, ctx.Err())
 		}
 	}
-	resident := r.resident
-	for try := 1; ; try++ {
-		if !resident {
-			r.enter(ctx, jobs.Loading)
-			if err := r.s.o.Workers.EnsureReady(ctx, r.instance); err != nil {
-				return r.notStarted(ctx, err)
-			}
-			r.enter(ctx, jobs.Executing)
-		}
-		res, err := r.execute(ctx, &job)
-		if errors.Is(err, supervisor.ErrNotLoaded) {
-			if try < tries && ctx.Err() == nil {
-				resident = false
-				continue
-			}
+	if !r.resident {
+		if err := awaitClaims(ctx, r.ticket); err != nil {
 			return r.notStarted(ctx, err)
 		}
-		if errors.Is(err, supervisor.ErrNoSlot) {
+		r.enter(ctx, jobs.Loading)
+		if err := r.s.o.Workers.EnsureReady(ctx, r.instance); err != nil {
 			return r.notStarted(ctx, err)
 		}
-		r.reached = true
-		return r.endOf(ctx, res, err)
+		r.enter(ctx, jobs.Executing)
 	}
+	r.called.Store(r.s.o.Now().UnixNano())
+	res, err := r.execute(ctx, &job)
+	switch {
+	case errors.Is(err, supervisor.ErrNotLoaded):
+		// Another worker may sit where this one's memory is not back yet: the job
+		// returns to the queue, and starts when the ledger says so.
+		r.vanished = true
+		if r.trouble.vanished < maxVanished && ctx.Err() == nil {
+			return ending{outcome: jobs.Outcome{Status: jobs.Pending, Unspent: true, Error: &jobs.Error{Category: jobs.Transient,
+				Retriable: true, Message: err.Error()}}}
+		}
+		return r.notStarted(ctx, err)
+	case errors.Is(err, supervisor.ErrNoSlot):
+		return r.notStarted(ctx, err)
+	}
+	r.reached = true
+	return r.endOf(ctx, res, err)
+}
+
+// awaitClaims returns once what the worker was given is on disk.
+func awaitClaims(ctx context.Context, t *jobs.Ticket) error {
+	if t == nil {
+		return nil
+	}
+	if _, err := t.Wait(ctx); err != nil {
+		return fmt.Errorf("cannot note the memory of the worker: %w", err)
+	}
+	return nil
+}
+
+// executing is when the call began; other when it has not.
+func (r *run) executing(other time.Time) time.Time {
+	if n := r.called.Load(); n != 0 {
+		return time.Unix(0, n)
+	}
+	return other
 }
 
 // execute makes the call, bounded by the run timeout, which counts from here.

@@ -58,6 +58,18 @@ type Options struct {
 	Slots            int            // jobs that may run at once on the whole machine; 0: no bound
 	RAMMargin        resource.Bytes // host memory that is never given away
 	MaxStartFailures int            // failed starts in a row until a person must look; 0: DefaultMaxStartFailures
+	// Margins and Margin are what of a device is never given away: by its id, and
+	// for those without an entry.
+	Margins map[resource.DeviceID]resource.Bytes
+	Margin  resource.Bytes
+	// MaxRunningPerSubmitter bounds the jobs of one submitter that run at once; 0: no bound.
+	MaxRunningPerSubmitter int
+
+	// What outlives the process; nil: nothing of the kind does.
+	Profiles Profiles
+	Claims   ClaimsLog
+	Leases   LeaseStore
+
 	// JobDir names a job's private directory; nil: none.
 	JobDir func(jobs.ID) string
 }
@@ -73,6 +85,7 @@ type Scheduler struct {
 
 	started chan struct{} // closed when Run has begun
 	policy  atomic.Pointer[Policy]
+	book    atomic.Pointer[book] // who held what when the devices were last read
 
 	configuring sync.Map // instance → chan struct{} of capacity 1: one Configure at a time
 }
@@ -85,7 +98,7 @@ func New(o Options) (*Scheduler, error) {
 	if len(o.Policies) == 0 {
 		return nil, errors.New("cannot make a scheduler without a policy")
 	}
-	if o.Slots < 0 || o.RAMMargin < 0 {
+	if o.Slots < 0 || o.RAMMargin < 0 || o.Margin < 0 {
 		return nil, errors.New("cannot make a scheduler with negative slots or a negative memory margin")
 	}
 	if o.Policy == "" {
@@ -160,6 +173,13 @@ func (s *Scheduler) SetPolicy(ctx context.Context, name string) error {
 	s.policy.Store(&p)
 	s.mail.ring()
 	return nil
+}
+
+// emit writes into the journal, without waiting for it.
+func (s *Scheduler) emit(drafts ...events.Draft) {
+	if s.o.Journal != nil && len(drafts) > 0 {
+		s.o.Journal.Emit(drafts...)
+	}
 }
 
 // Heartbeat returns when the last pass was completed; zero before the first.

@@ -1,6 +1,8 @@
 package sched
 
 import (
+	"cmp"
+	"slices"
 	"time"
 
 	"github.com/cjmd/cjmd/internal/jobs"
@@ -20,15 +22,24 @@ func (l *loop) view(now time.Time) View {
 	ready := 0
 	for i := range groups {
 		ready += groups[i].Pending
-		l.groups = append(l.groups, l.groupView(l.inst(groups[i].Instance), groups[i].Ready))
+		g := l.groupView(now, l.inst(groups[i].Instance), groups[i].Ready)
+		g.Queued = groups[i].Pending
+		l.groups = append(l.groups, g)
 	}
 	l.s.metrics.ready.Set(float64(ready))
-	l.addWorkers()
+	l.addWorkers(now)
 	l.dropHolds()
+	l.monitorInstance = l.monitor
+	if g, ok := l.s.o.Gate.(interface{ Instance() string }); ok {
+		l.monitorInstance = g.Instance()
+	}
+	swapsLeft, swapsAgain := l.swaps.left(now)
 	v := View{
 		Now: now, Snapshot: l.snap, Fresh: l.fresh, Monitor: l.monitor,
 		Groups: l.groups, Claims: l.ledger.claims,
 		FreeRAM: l.freeRAM, TotalRAM: l.totalRAM, DevFree: l.devFree,
+		Devices: l.devs, Running: l.runViews(), Share: l.share, Quota: l.quotas(l.groups),
+		SwapsLeft: swapsLeft, SwapsAgain: swapsAgain, MonitorInstance: l.monitorInstance,
 		Slots: -1, SlotsMax: l.s.o.Slots,
 	}
 	if l.s.o.Slots > 0 {
@@ -39,15 +50,15 @@ func (l *loop) view(now time.Time) View {
 
 // addWorkers appends the instances without ready jobs that matter all the
 // same: those with a worker, which may be evicted, and those to be loaded.
-func (l *loop) addWorkers() {
-	for _, in := range l.insts {
+func (l *loop) addWorkers(now time.Time) {
+	for _, in := range l.order {
 		if in.inView != l.views && (in.live || len(in.loads) > 0) {
-			l.groups = append(l.groups, l.groupView(in, nil))
+			l.groups = append(l.groups, l.groupView(now, in, nil))
 		}
 	}
 }
 
-func (l *loop) groupView(in *inst, ready []jobs.Ready) GroupView {
+func (l *loop) groupView(now time.Time, in *inst, ready []jobs.Ready) GroupView {
 	in.inView = l.views
 	if len(ready) > 0 || len(in.loads) > 0 {
 		in.wantedAt = l.views
@@ -70,12 +81,51 @@ func (l *loop) groupView(in *inst, ready []jobs.Ready) GroupView {
 	for _, v := range in.victims {
 		g.WaitingFor = append(g.WaitingFor, v.name)
 	}
+	if in.live && in.loaded && in.running > 0 && g.Stopping == "" {
+		switch in.state { // nothing goes onto the place of a worker that has just died
+		case supervisor.Stopped, supervisor.Backoff, supervisor.FailedState:
+			g.Stopping = "it ended"
+		}
+	}
+	l.describeNeeds(now, in, &g)
 	return g
+}
+
+// describeNeeds adds what is known of the instance's appetite, place and habits.
+func (l *loop) describeNeeds(now time.Time, in *inst, g *GroupView) {
+	g.Need, g.Devices = l.need(in), in.devices
+	g.Pin, g.Prefer, g.Avoid = in.placement.Pin, in.placement.Prefer, in.placement.Avoid
+	g.ResidentSince, g.LastUsed, g.Uses = in.residentSince, in.lastUsed, in.uses.now(now)
+	if p, ok := l.profileOf(in); ok {
+		g.LoadTime, _ = p.LoadTime()
+		g.RunTime, g.RunTimeP90 = p.RunTime()
+	}
+	g.CanRelease = in.canAsk && !in.asked
+	g.Measuring = in.measuring != nil
+}
+
+// runViews describes the jobs at work, in a fixed order.
+func (l *loop) runViews() []RunView {
+	l.running = l.running[:0]
+	for _, r := range l.runs {
+		v := RunView{Job: r.id, Instance: r.instance, Submitter: r.submitter, Priority: r.priority, Since: r.since,
+			Devices: r.in.devices, VRAM: r.need.ExecuteVRAM, RAM: r.need.ExecuteRAM}
+		if p, ok := l.profileOf(r.in); ok {
+			if _, p90 := p.RunTime(); p90 > 0 {
+				v.Ends = r.executing(r.since).Add(p90)
+			}
+		}
+		l.running = append(l.running, v)
+	}
+	slices.SortFunc(l.running, func(a, b RunView) int {
+		return cmp.Or(cmp.Compare(a.Instance, b.Instance), cmp.Compare(a.Job, b.Job))
+	})
+	return l.running
 }
 
 // dropHolds gives back room that was kept for an instance whose jobs went away.
 func (l *loop) dropHolds() {
-	for _, in := range l.insts {
+	for _, in := range l.order {
 		if in.held && !in.live && in.wantedAt != l.views {
 			in.held = false
 			in.victims = nil

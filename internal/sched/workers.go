@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
+	"github.com/cjmd/cjmd/internal/events"
 	"github.com/cjmd/cjmd/internal/jobs"
+	"github.com/cjmd/cjmd/internal/resource"
 	"github.com/cjmd/cjmd/internal/supervisor"
 	"go.uber.org/zap"
 )
@@ -30,7 +33,8 @@ type stopping struct {
 	cause   string
 	force   bool
 	begun   bool
-	asker   string // the instance that needs the memory; "" when somebody asked
+	asker   string    // the instance that needs the memory; "" when somebody asked
+	evicted time.Time // when the worker was chosen to make room; zero when somebody asked
 	waiters []chan error
 }
 
@@ -60,19 +64,22 @@ func (in *inst) forgetStop(reply chan error) {
 		return
 	}
 	in.stop.waiters = slices.DeleteFunc(in.stop.waiters, func(w chan error) bool { return w == reply })
-	if len(in.stop.waiters) == 0 && !in.stop.begun && in.stop.asker == "" {
+	if len(in.stop.waiters) == 0 && !in.stop.begun && in.stop.evicted.IsZero() {
 		in.stop = nil
 	}
 }
 
 // startLoad brings a worker up for those who asked for it by name.
-func (l *loop) startLoad(in *inst) {
+func (l *loop) startLoad(in *inst, ticket *jobs.Ticket) {
 	if in.loading {
 		return
 	}
-	in.loading = true
+	in.loading, in.begun = true, true
 	l.spawn(func() {
-		err := l.s.o.Workers.EnsureReady(l.loading, in.name)
+		err := awaitClaims(l.loading, ticket)
+		if err == nil {
+			err = l.s.o.Workers.EnsureReady(l.loading, in.name)
+		}
 		l.s.mail.call(func(l *loop) { l.loadEnded(in, err) })
 	})
 }
@@ -106,16 +113,69 @@ func (l *loop) requestStop(in *inst, cause string, force bool, reply chan error)
 }
 
 // evict stops an idle worker for the sake of another instance.
-func (l *loop) evict(e Eviction) {
+func (l *loop) evict(now time.Time, e Eviction) {
 	in, asker := l.inst(e.Instance), l.inst(e.Asker)
 	if in.stop != nil || in.running > 0 || !in.live {
 		return // overtaken; the next pass sees it as it is
 	}
-	l.s.metrics.evicted.Inc()
 	l.s.log.Info("stopping an idle worker to make room", zap.String("instance", e.Instance), zap.String("asker", e.Asker))
-	in.stop = &stopping{cause: "evicted for " + e.Asker, asker: e.Asker}
 	asker.victims = append(asker.victims, victim{name: e.Instance})
+	l.stopFor(now, in, "evicted for "+e.Asker, e.Asker)
+}
+
+// stopFor stops an idle worker whose memory is wanted; asker is "" for a lease.
+func (l *loop) stopFor(now time.Time, in *inst, cause, asker string) {
+	l.s.metrics.evicted.Inc()
+	devices := l.heldBy(in)
+	bytes := resource.Bytes(0)
+	for _, dev := range devices {
+		l.swaps.note(now, dev)
+		bytes += l.onDevice(in, dev)
+	}
+	in.stop = &stopping{cause: cause, asker: asker, evicted: now}
+	l.s.emit(events.Draft{Kind: events.SchedulerEvicting, Instance: in.name, Data: map[string]any{"asker": asker, "devices": devices, "bytes": bytes}})
 	l.stopWhenIdle(in)
+}
+
+// requestRelease is the request (and capability) that asks a plugin to give
+// memory back, and releaseGrace how long it may take over it.
+const (
+	requestRelease = "release"
+	releaseGrace   = 10 * time.Second
+)
+
+// askRelease asks an idle worker's plugin to give memory back. The asker waits
+// for that as for a victim: until the monitor has looked again.
+func (l *loop) askRelease(r ReleaseAsk) {
+	in, asker := l.inst(r.Instance), l.inst(r.Asker)
+	if !in.live || in.stop != nil || in.running > 0 || in.asked {
+		return
+	}
+	in.asked = true
+	asker.victims = append(asker.victims, victim{name: in.name})
+	l.spawn(func() {
+		ctx, cancel := context.WithTimeout(l.work, releaseGrace)
+		defer cancel()
+		_, err := l.s.o.Workers.Request(ctx, in.name, requestRelease, nil)
+		if err != nil && l.work.Err() == nil {
+			l.s.log.Warn("a plugin did not release memory", zap.String("instance", in.name), zap.Error(err))
+		}
+		l.s.mail.call(func(l *loop) {
+			if l != nil {
+				l.victimDone(l.s.o.Now(), asker, in.name)
+			}
+		})
+	})
+}
+
+// victimDone notes that a victim has done its part: its memory counts as
+// returned with a reading that is younger.
+func (l *loop) victimDone(now time.Time, asker *inst, name string) {
+	for i := range asker.victims {
+		if v := &asker.victims[i]; v.name == name && v.stopped.IsZero() {
+			v.stopped = now
+		}
+	}
 }
 
 // stopWhenIdle begins the stop that was asked for, once nothing runs or at once
@@ -137,16 +197,16 @@ func (l *loop) stopEnded(in *inst, s *stopping, err error) {
 	in.stop = nil
 	l.look(now, in)
 	s.answer(err)
+	if !s.evicted.IsZero() && err == nil {
+		l.s.emit(events.Draft{Kind: events.SchedulerEvicted, Instance: in.name, Data: map[string]any{
+			"asker": s.asker, "after_ms": now.Sub(s.evicted).Milliseconds()}})
+	}
 	if s.asker == "" {
 		return
 	}
 	asker := l.inst(s.asker)
+	l.victimDone(now, asker, in.name)
 	if err != nil && !errors.Is(err, context.Canceled) {
 		l.s.log.Warn("cannot stop a worker that was to make room", zap.String("instance", in.name), zap.Error(err))
-	}
-	for i := range asker.victims {
-		if v := &asker.victims[i]; v.name == in.name && v.stopped.IsZero() {
-			v.stopped = now
-		}
 	}
 }

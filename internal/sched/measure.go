@@ -1,0 +1,287 @@
+package sched
+
+import (
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/cjmd/cjmd/internal/resource"
+	"github.com/cjmd/cjmd/internal/sched/learn"
+	"github.com/cjmd/cjmd/internal/supervisor"
+)
+
+// use is what a worker was seen to hold of one device.
+type use struct {
+	bytes  resource.Bytes
+	source string
+	missed int // readings in a row without it
+}
+
+// reference is the last reading that saw a worker's memory on a device: what
+// comes back after its end is measured against it.
+type reference struct {
+	free, others, foreign resource.Bytes
+	bytes                 resource.Bytes
+}
+
+// placer and treeLister are what a supervisor offers besides Workers.
+type placer interface {
+	// Place names the devices that the instance's next worker is to see.
+	Place(instance string, devices []string)
+}
+
+type treeLister interface {
+	PIDs(instance string) []int // the whole tree
+}
+
+// foldSnapshot takes the monitor's newest reading. A worker's use of the host is
+// credited only as far as it was seen both before and after the reading was
+// taken: what grew in between may be missing from the reading.
+func (l *loop) foldSnapshot(now time.Time) {
+	last := l.snap.At
+	l.snap, l.fresh = l.s.o.Gate.Latest()
+	l.monitor = l.s.o.Gate.Registered()
+	l.ledger.changed = true
+	l.hostMeasured = 0
+	for _, in := range l.order {
+		if in.live {
+			seen := min(in.rssBefore, in.rss)
+			l.ledger.measure(in.name, resource.HostDevice, seen, "")
+			l.hostMeasured += seen
+			in.rssBefore = in.rss
+		}
+	}
+	if newer := l.snap.At.After(last); newer || l.lastMonitor != l.monitor {
+		l.lastMonitor = l.monitor
+		l.readDevices(now)
+		l.settleAll(now)
+		l.observePeaks(now)
+	}
+	l.dropVictims()
+}
+
+// readDevices says who holds what of each device.
+func (l *loop) readDevices(now time.Time) {
+	for _, p := range l.pools {
+		p.seen, p.known, p.foreign = false, 0, 0
+	}
+	for i := range l.snap.Devices {
+		d := &l.snap.Devices[i]
+		p := l.pools[d.ID]
+		if p == nil {
+			p = &pool{}
+			l.pools[d.ID] = p
+		}
+		p.fresh = p.dev.ID == "" || !p.wasSeen
+		p.dev, p.seen, p.wasSeen, p.used = *d, true, true, max(d.Total-d.Free, 0)
+	}
+	for _, p := range l.pools {
+		p.wasSeen = p.seen
+	}
+	if len(l.snap.Devices) == 0 {
+		return
+	}
+	l.listProcesses()
+	for _, in := range l.order {
+		if in.live {
+			l.attribute(in)
+		}
+	}
+	for _, dev := range l.snap.Devices {
+		l.divide(now, l.pools[dev.ID])
+	}
+	for _, in := range l.order {
+		if in.live {
+			l.refer(in)
+		}
+	}
+}
+
+// listProcesses indexes the reading's processes; everybody is a stranger until
+// attribute or settle claims him.
+func (l *loop) listProcesses() {
+	clear(l.byPID)
+	for i := range l.snap.Processes {
+		pr := &l.snap.Processes[i]
+		l.byPID[pr.PID] = append(l.byPID[pr.PID], pr)
+		if p := l.pools[pr.Device]; p != nil {
+			p.foreign += pr.Memory
+		}
+	}
+}
+
+// attribute finds what in's worker holds: its processes in the monitor's list,
+// and its own report. The larger counts: an allocator does not know what the
+// driver keeps for it, and a monitor may not see every process.
+func (l *loop) attribute(in *inst) {
+	st, ok := l.s.o.Workers.Status(in.name)
+	if !ok {
+		return
+	}
+	in.pids = l.treeOf(in.pids[:0], in.name, &st)
+	clear(l.found)
+	for _, pid := range in.pids {
+		for _, pr := range l.byPID[pid] {
+			if pr.MemoryUnknown { // it is there, and its figure says nothing
+				continue
+			}
+			u := l.found[pr.Device]
+			u.bytes += pr.Memory
+			u.source = l.treeSource()
+			l.found[pr.Device] = u
+			if p := l.pools[pr.Device]; p != nil {
+				p.foreign -= pr.Memory
+			}
+		}
+	}
+	if st.Usage != nil && !in.leaving() {
+		for name, n := range st.Usage.Devices {
+			dev, known := l.deviceNamed(name)
+			if u := l.found[dev]; known && resource.Bytes(n) > u.bytes {
+				l.found[dev] = use{bytes: resource.Bytes(n), source: learn.SourceWorker}
+			}
+		}
+	}
+	l.keepUse(in)
+}
+
+// keepUse takes over what was found. A worker that is not in the list is still
+// there for one reading more, and as long as it is being stopped: its memory
+// leaves the list before it is back.
+func (l *loop) keepUse(in *inst) {
+	for dev, u := range in.use {
+		if _, again := l.found[dev]; again || u.source == learn.SourceDelta {
+			continue
+		}
+		u.missed++
+		if u.missed > 1 && !in.leaving() {
+			delete(in.use, dev)
+			l.ledger.measure(in.name, dev, 0, "")
+			continue
+		}
+		in.use[dev] = u
+	}
+	for dev, u := range l.found {
+		if in.use == nil {
+			in.use = make(map[resource.DeviceID]use)
+		}
+		in.use[dev] = u
+		l.ledger.measure(in.name, dev, u.bytes, u.source)
+	}
+}
+
+// leaving reports whether the worker is being stopped.
+func (in *inst) leaving() bool {
+	switch in.state {
+	case supervisor.Draining, supervisor.Stopping, supervisor.Killing:
+		return true
+	}
+	return in.stop != nil && in.stop.begun
+}
+
+func (l *loop) treeOf(to []int, instance string, st *supervisor.Status) []int {
+	if l.trees != nil {
+		if pids := l.trees.PIDs(instance); len(pids) > 0 {
+			return append(to, pids...)
+		}
+	}
+	if st.PID != 0 {
+		to = append(to, st.PID)
+	}
+	return to
+}
+
+func (l *loop) treeSource() string {
+	if l.snap.GPUVendor == "AMD" {
+		return learn.SourceFdinfo
+	}
+	return learn.SourceNVML
+}
+
+// deviceNamed resolves what a worker calls a device: a UUID or an index.
+func (l *loop) deviceNamed(name string) (resource.DeviceID, bool) {
+	if p := l.pools[resource.DeviceID(name)]; p != nil {
+		return p.dev.ID, true
+	}
+	i, err := strconv.Atoi(name)
+	if err != nil {
+		return "", false
+	}
+	for j := range l.snap.Devices {
+		if l.snap.Devices[j].Index == i {
+			return l.snap.Devices[j].ID, true
+		}
+	}
+	return "", false
+}
+
+// divide splits the use of one device: what our workers hold, what ended workers
+// have not given back, and the rest, which is external. What grew while a worker
+// loads or runs of which nobody reports anything (a blind one) is that worker's.
+func (l *loop) divide(now time.Time, p *pool) {
+	p.gone = l.leftOn(p.dev.ID)
+	var frozen, weight resource.Bytes
+	l.blind = l.blind[:0]
+	moving := l.settlingOn(p.dev.ID)
+	for _, in := range l.order {
+		if !in.live {
+			continue
+		}
+		u := in.use[p.dev.ID]
+		moving = moving || (in.leaving() && u.bytes > 0)
+		switch sits := slices.Contains(in.devices, p.dev.ID); {
+		case u.source != "" && u.source != learn.SourceDelta:
+			p.known += u.bytes
+		case sits && in.active() && !in.leaving():
+			l.blind = append(l.blind, in)
+			weight += l.ledger.held(in.name, p.dev.ID)
+		default:
+			frozen += u.bytes
+		}
+	}
+	rest := max(p.used-p.known-p.gone-frozen, 0)
+	p.known += frozen
+	if len(l.blind) == 0 || p.fresh {
+		p.base = rest
+	}
+	grown := max(rest-p.base, 0)
+	for i, in := range l.blind {
+		share := grown / resource.Bytes(len(l.blind)-i)
+		if weight > 0 && i < len(l.blind)-1 {
+			share = resource.Bytes(float64(grown) * float64(l.ledger.held(in.name, p.dev.ID)) / float64(weight))
+			weight -= l.ledger.held(in.name, p.dev.ID)
+		}
+		grown -= share
+		p.known += share
+		if in.use == nil {
+			in.use = make(map[resource.DeviceID]use)
+		}
+		in.use[p.dev.ID] = use{bytes: share, source: learn.SourceDelta}
+		l.ledger.measure(in.name, p.dev.ID, share, learn.SourceDelta)
+	}
+	p.external = max(p.used-p.known-p.gone, 0)
+	if p.fresh {
+		p.before = p.external
+	}
+	p.hold(now, moving)
+}
+
+// active reports whether the worker is loading or running something.
+func (in *inst) active() bool {
+	return in.running > 0 || in.loading || in.state == supervisor.Starting || in.state == supervisor.Initializing
+}
+
+// refer notes the reading as the one that the end of in's worker is measured by,
+// where its memory was seen in it.
+func (l *loop) refer(in *inst) {
+	for dev, u := range in.use {
+		p := l.pools[dev]
+		if u.missed > 0 || u.source == learn.SourceDelta || p == nil || !p.seen {
+			continue
+		}
+		if in.refs == nil {
+			in.refs = make(map[resource.DeviceID]reference)
+		}
+		in.refs[dev] = reference{free: p.dev.Free, others: p.known + p.gone - u.bytes, foreign: p.foreign, bytes: u.bytes}
+	}
+}

@@ -1,0 +1,267 @@
+package sched
+
+import (
+	"time"
+
+	"github.com/cjmd/cjmd/internal/events"
+	"github.com/cjmd/cjmd/internal/resource"
+	"github.com/cjmd/cjmd/internal/sched/learn"
+	"github.com/cjmd/cjmd/internal/supervisor"
+	"go.uber.org/zap"
+)
+
+// meter follows one worker's memory through its load and its runs. What it saw
+// is learned with the first reading after their end, which may show what came
+// too late for the readings before.
+type meter struct {
+	began    time.Time // of the load; zero when none is being measured
+	took     time.Duration
+	done     bool // the load has ended; what it took is learned with the next reading
+	load     peaks
+	runs     peaks
+	most     int // runs at once since the worker was last idle
+	finished []ranRun
+}
+
+type ranRun struct {
+	took   time.Duration
+	failed bool
+}
+
+// maxFinished bounds the runs that wait for one reading: a worker of very short
+// jobs teaches with some of them.
+const maxFinished = 32
+
+// peaks are the largest figures of several readings.
+type peaks struct {
+	dev      map[resource.DeviceID]resource.Bytes
+	source   string
+	ram      resource.Bytes
+	readings int
+}
+
+func (p *peaks) reset() {
+	clear(p.dev)
+	p.source, p.ram, p.readings = "", 0, 0
+}
+
+func (p *peaks) add(in *inst) {
+	p.readings++
+	p.ram = max(p.ram, in.rss)
+	for dev, u := range in.use {
+		if u.missed > 0 {
+			continue
+		}
+		if p.dev == nil {
+			p.dev = make(map[resource.DeviceID]resource.Bytes)
+		}
+		p.dev[dev] = max(p.dev[dev], u.bytes)
+		p.source = u.source
+	}
+}
+
+// above is the most that was used of one device beyond base.
+func (p *peaks) above(base map[resource.DeviceID]resource.Bytes) (most resource.Bytes) {
+	for dev, n := range p.dev {
+		most = max(most, n-base[dev])
+	}
+	return most
+}
+
+// loadBegins starts the measurement of a load.
+func (in *inst) loadBegins(now time.Time) {
+	in.meter = meter{began: now}
+	in.loaded = false
+	clear(in.loadUse)
+	in.loadRAM = 0
+}
+
+// loadEnds notes that the worker is ready.
+func (in *inst) loadEnds(now time.Time, st *supervisor.Status) {
+	in.loaded = true
+	m := &in.meter
+	if m.began.IsZero() || m.done {
+		return
+	}
+	m.done = true
+	m.took = time.Duration(st.LoadMillis) * time.Millisecond
+	if m.took <= 0 {
+		m.took = now.Sub(m.began)
+	}
+}
+
+// ran notes the end of a run for the next reading.
+func (in *inst) ran(took time.Duration, failed bool) {
+	if m := &in.meter; len(m.finished) < maxFinished {
+		m.finished = append(m.finished, ranRun{took, failed})
+	}
+}
+
+// observePeaks folds a new reading into what is being measured.
+func (l *loop) observePeaks(now time.Time) {
+	for _, in := range l.order {
+		if !in.live {
+			continue
+		}
+		m := &in.meter
+		switch {
+		case !in.loaded:
+			m.load.add(in)
+		case in.running > 0 || len(m.finished) > 0:
+			m.most = max(m.most, in.running)
+			if m.done && m.load.readings == 0 { // the load was too short to be seen alone
+				m.load.add(in)
+			}
+			l.learnLoad(now, in)
+			m.runs.add(in)
+		default:
+			if m.done {
+				m.load.add(in)
+			}
+			l.learnLoad(now, in)
+		}
+		l.learnRuns(now, in)
+		l.fitClaim(in)
+	}
+}
+
+// learnLoad learns from a load that has ended.
+func (l *loop) learnLoad(now time.Time, in *inst) {
+	m := &in.meter
+	if !m.done || m.began.IsZero() {
+		return
+	}
+	m.began = time.Time{}
+	if in.loadUse == nil {
+		in.loadUse = make(map[resource.DeviceID]resource.Bytes)
+	}
+	for dev, n := range m.load.dev {
+		in.loadUse[dev] = n
+	}
+	in.loadRAM = m.load.ram
+	l.teach(now, in, func(p *learn.Profile) {
+		p.Observe(learn.Sample{Phase: learn.Load, At: now, Duration: m.took, VRAM: m.load.above(nil), Source: in.gpuSource(&m.load), RAM: m.load.ram})
+	})
+}
+
+// gpuSource says what measured the peaks; a worker that asks for no accelerator
+// teaches nothing about one.
+func (in *inst) gpuSource(p *peaks) string {
+	if !in.demand.RequiresGPU {
+		return ""
+	}
+	return p.source
+}
+
+// learnRuns learns from the runs that have ended since the reading before.
+func (l *loop) learnRuns(now time.Time, in *inst) {
+	m := &in.meter
+	if len(m.finished) == 0 {
+		return
+	}
+	share := resource.Bytes(max(m.most, 1))
+	s := learn.Sample{Phase: learn.Run, At: now, VRAM: m.runs.above(in.loadUse) / share, Source: in.gpuSource(&m.runs)}
+	if in.loadRAM > 0 {
+		s.RAM = max(m.runs.ram-in.loadRAM, 0) / share
+	}
+	l.teach(now, in, func(p *learn.Profile) {
+		for _, r := range m.finished {
+			s.Duration, s.Failed = max(r.took, 1), r.failed
+			p.Observe(s)
+		}
+	})
+	m.finished = m.finished[:0]
+	if in.running == 0 {
+		m.runs.reset()
+		m.most = 0
+		in.measuring = nil
+		l.ledger.changed = true
+	}
+}
+
+// fitClaim makes the resident claim of an idle worker what it was seen to use:
+// its jobs bring claims of their own. Not where the policy knows only whole needs.
+func (l *loop) fitClaim(in *inst) {
+	if !in.split || !in.loaded || in.running > 0 || in.active() || in.leaving() || len(in.meter.finished) > 0 {
+		return
+	}
+	for dev, u := range in.use {
+		if u.missed == 0 && u.source != "" {
+			l.ledger.resize(in.name, dev, u.bytes)
+		}
+	}
+}
+
+// teach changes the profile of in's worker and has it stored.
+func (l *loop) teach(now time.Time, in *inst, change func(*learn.Profile)) {
+	k := l.keyOf(in)
+	if k.Plugin == "" || (in.demand.RequiresGPU && k.DeviceModel == "") {
+		return
+	}
+	p, ok := l.profiles[k]
+	if !ok {
+		p = learn.New(k)
+	}
+	change(&p)
+	l.profiles[k] = p
+	l.unsaved[k] = true
+}
+
+// saveEvery bounds how often profiles are stored; what a crash loses of them is
+// learned again.
+const saveEvery = 2 * time.Second
+
+// saveProfiles stores what was learned, with one event for each profile whose
+// figures moved.
+func (l *loop) saveProfiles(now time.Time, force bool) {
+	if len(l.unsaved) == 0 || l.saving || (!force && now.Sub(l.savedAt) < saveEvery) {
+		return
+	}
+	l.savedAt = now
+	var todo []learn.Profile
+	var drafts [][]events.Draft
+	for _, k := range sortedKeys(l.unsaved) {
+		p, ok := l.profiles[k]
+		if !ok {
+			continue
+		}
+		todo = append(todo, p)
+		e, old := p.Estimate(), l.toldProfile[k]
+		if e.Known == old.Known && near(e.ResidentVRAM, old.ResidentVRAM) && near(e.ExecuteVRAM, old.ExecuteVRAM) &&
+			near(e.ResidentRAM, old.ResidentRAM) && near(e.ExecuteRAM, old.ExecuteRAM) {
+			drafts = append(drafts, nil)
+			continue
+		}
+		l.toldProfile[k] = e
+		drafts = append(drafts, []events.Draft{{Kind: events.ProfileChanged, Data: map[string]any{
+			"plugin": k.Plugin, "config_hash": k.ConfigHash, "device_model": k.DeviceModel, "known": e.Known,
+			"resident_vram": e.ResidentVRAM, "execute_vram": e.ExecuteVRAM, "resident_ram": e.ResidentRAM, "execute_ram": e.ExecuteRAM,
+			"source": e.Source}}})
+	}
+	clear(l.unsaved)
+	if l.s.o.Profiles == nil {
+		for _, d := range drafts {
+			l.s.emit(d...)
+		}
+		return
+	}
+	l.saving = true
+	l.spawn(func() {
+		for i := range todo {
+			if err := l.s.o.Profiles.PutProfile(l.work, todo[i], drafts[i]...); err != nil && l.work.Err() == nil {
+				l.s.log.Warn("cannot store what was learned", zap.String("plugin", todo[i].Plugin), zap.Error(err))
+			}
+		}
+		l.s.mail.call(func(l *loop) {
+			if l != nil {
+				l.saving = false
+			}
+		})
+	})
+}
+
+// near reports whether two figures are close enough not to tell.
+func near(a, b resource.Bytes) bool {
+	d := max(a-b, b-a)
+	return d <= 64*resource.MiB || d*20 <= max(a, b)
+}

@@ -1,0 +1,210 @@
+package sched
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cjmd/cjmd/internal/jobs"
+	"github.com/cjmd/cjmd/internal/resource"
+	"github.com/cjmd/cjmd/internal/sched/learn"
+	"go.uber.org/zap"
+)
+
+const (
+	// maxLoadOOMs of one job: the load is tried once more, after room was made.
+	maxLoadOOMs = 2
+	// maxRunOOMs of one job, whatever its attempts are: each time it asks for more.
+	maxRunOOMs = 3
+	// troubleKept bounds how long a job's own counters are kept after the last time.
+	troubleKept = 24 * time.Hour
+)
+
+// trouble counts what went wrong with one job, beside its attempts. Owned by
+// the loop; the runner gets a copy.
+type trouble struct {
+	loadOOMs, runOOMs, vanished int
+	at                          time.Time
+}
+
+// oomKind says in what a run ran out of memory.
+type oomKind int
+
+const (
+	noOOM oomKind = iota
+	loadOOM
+	runOOM
+)
+
+// outOfMemory judges an end that says out of memory: another attempt, or the end
+// of the job with a table of who held what.
+func (r *run) outOfMemory(kind oomKind, end ending) ending {
+	r.oom = kind
+	e := end.outcome.Error
+	n, most, where := r.trouble.runOOMs, maxRunOOMs, "while it ran"
+	if kind == loadOOM {
+		n, most, where = r.trouble.loadOOMs, maxLoadOOMs, "while its worker loaded"
+	}
+	if n+1 < most {
+		again := retry(e)
+		again.outcome.Result, again.outcome.Partial = end.outcome.Result, end.outcome.Partial
+		return again
+	}
+	e.Retriable = false
+	e.Message = fmt.Sprintf("%s; out of memory %d times %s, room was made in between. %s", e.Message, n+1, where, r.s.whoHolds())
+	out := failed(e, end.outcome.Result)
+	return out
+}
+
+// book is who held what when the devices were last read.
+type book struct {
+	devices  []DeviceView
+	accounts []WorkerAccount
+}
+
+// whoHolds is the table for people, one device after the other.
+func (s *Scheduler) whoHolds() string {
+	b := s.book.Load()
+	if b == nil || len(b.devices) == 0 {
+		return "No accelerator was read."
+	}
+	var t strings.Builder
+	t.WriteString("Who held what:")
+	for i := range b.devices {
+		v := &b.devices[i]
+		fmt.Fprintf(&t, " %s: %.0f MiB, free %.0f, others %.0f", v.ID, v.Total.MB(), v.Free.MB(), v.External.MB())
+		for _, a := range b.accounts {
+			if a.Device == v.ID {
+				fmt.Fprintf(&t, ", %s %.0f", a.Instance, a.Counted().MB())
+			}
+		}
+		t.WriteString(";")
+	}
+	return strings.TrimSuffix(t.String(), ";")
+}
+
+// noteOOM raises the estimate of what ran out, counts it for the job, and after a
+// load has idle workers give their memory up before the next try.
+func (l *loop) noteOOM(now time.Time, in *inst, r *run) {
+	t := l.troubleOf(now, r.id)
+	phase := learn.Run
+	if r.oom == loadOOM {
+		phase = learn.Load
+		t.loadOOMs++
+	} else {
+		t.runOOMs++
+	}
+	l.teach(now, in, func(p *learn.Profile) { p.OOM(l.oomOf(now, in, r, phase)) })
+	l.saveProfiles(now, true)
+	if r.oom != loadOOM {
+		return
+	}
+	for _, dev := range in.devices {
+		for _, idle := range l.idleOn(dev) {
+			if idle != in && idle.stop == nil {
+				l.s.log.Info("stopping an idle worker after a load ran out of memory", zap.String("instance", idle.name), zap.String("asker", in.name))
+				in.victims = append(in.victims, victim{name: idle.name})
+				l.stopFor(now, idle, "evicted for "+in.name, in.name)
+			}
+		}
+	}
+}
+
+// oomOf says what had been set aside. The whole is to grow by a quarter: where the
+// worker's part is known the run's part carries the growth.
+func (l *loop) oomOf(now time.Time, in *inst, r *run, phase learn.Phase) learn.OOM {
+	o := learn.OOM{Phase: phase, Host: r.hostOOM || !in.demand.RequiresGPU, At: now}
+	resident, execute := r.need.ResidentRAM, r.need.ExecuteRAM
+	dev := resource.HostDevice
+	if !o.Host {
+		resident, execute = r.need.ResidentVRAM, r.need.ExecuteVRAM
+		if len(in.devices) > 0 {
+			dev = in.devices[0]
+			resident = max(resident, in.use[dev].bytes)
+		}
+		if v := l.viewOf(dev); v != nil {
+			o.Limit = v.Total - v.Margin
+		}
+	} else {
+		o.Limit = l.totalRAM
+	}
+	if phase == learn.Load {
+		o.Claimed = resident
+		return o
+	}
+	o.Claimed = execute + resident/5 // a quarter more of the whole: 1.25·(e + r/5) = 1.25·(e + r) − r
+	if o.Limit > 0 {
+		o.Limit = max(o.Limit-resident, 0)
+	}
+	return o
+}
+
+func (l *loop) troubleOf(now time.Time, id jobs.ID) *trouble {
+	t := l.troubles[id]
+	if t == nil {
+		t = &trouble{}
+		l.troubles[id] = t
+	}
+	t.at = now
+	if len(l.troubles) > 1024 {
+		for old, x := range l.troubles {
+			if now.Sub(x.at) > troubleKept {
+				delete(l.troubles, old)
+			}
+		}
+	}
+	return t
+}
+
+// workerAccounts lists who has what of which device.
+func (l *loop) workerAccounts() []WorkerAccount {
+	at := make(map[accountKey]int, len(l.accounts))
+	var out []WorkerAccount
+	entry := func(instance string, dev resource.DeviceID) *WorkerAccount {
+		k := accountKey{instance, dev}
+		i, ok := at[k]
+		if !ok {
+			i = len(out)
+			at[k] = i
+			out = append(out, WorkerAccount{Instance: instance, Device: dev})
+		}
+		return &out[i]
+	}
+	for i := range l.ledger.claims {
+		c := &l.ledger.claims[i]
+		if c.Instance == "" {
+			continue
+		}
+		a := entry(c.Instance, c.Device)
+		if c.Kind == KindExecute {
+			a.Execute += c.Bytes
+			continue
+		}
+		a.Resident += c.Bytes
+		a.Phase = c.Phase
+		if c.Measured > a.Measured && !c.past() {
+			a.Measured, a.Source = c.Measured, c.Source
+		}
+	}
+	for _, in := range l.order {
+		for dev, u := range in.use {
+			if a := entry(in.name, dev); u.bytes > a.Measured {
+				a.Measured, a.Source = u.bytes, u.source
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b WorkerAccount) int {
+		return cmp.Or(cmp.Compare(a.Instance, b.Instance), cmp.Compare(a.Device, b.Device))
+	})
+	return out
+}
+
+// publishBook keeps a copy of the accounts for those who fail a job.
+func (l *loop) publishBook() {
+	if len(l.devs) == 0 {
+		return
+	}
+	l.s.book.Store(&book{devices: slices.Clone(l.devs), accounts: l.workerAccounts()})
+}

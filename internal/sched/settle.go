@@ -1,0 +1,203 @@
+package sched
+
+import (
+	"slices"
+	"time"
+
+	"github.com/cjmd/cjmd/internal/events"
+	"github.com/cjmd/cjmd/internal/resource"
+	"go.uber.org/zap"
+)
+
+const (
+	// settleCap is how long memory may take to come back before it is missing.
+	settleCap = 5 * time.Second
+	// settleShare of what a worker used must be seen back.
+	settleShare = 0.9
+	// settleNoise is what two equal readings may differ by.
+	settleNoise = 16 * resource.MiB
+)
+
+// settle waits for one device's memory after the end of a worker. Its claim is
+// in phase releasing meanwhile, quarantined when the memory is missing.
+type settle struct {
+	instance string
+	device   resource.DeviceID
+	since    time.Time // the worker's tree was gone
+	pids     []int
+	// ref is the last reading with the worker in it; judged is false where there
+	// is none (the worker was dead before it was seen, or nobody could say what
+	// it used): two equal readings must then do.
+	ref      reference
+	judged   bool
+	left     resource.Bytes // of ref.bytes, not back yet
+	lastUsed resource.Bytes
+	readings int
+	missing  bool // quarantined
+}
+
+// leave turns the claims of a worker that is gone into claims that are released
+// when their memory is seen back. Host memory of a reaped tree is the kernel's
+// again at once, and what the reading does not show yet is merely missing from it.
+func (l *loop) leave(now time.Time, in *inst) {
+	for _, dev := range l.heldBy(in) {
+		p := l.pools[dev]
+		ref, judged := in.refs[dev]
+		bytes := max(l.ledger.held(in.name, dev), in.use[dev].bytes)
+		if dev == resource.HostDevice || p == nil || !p.seen || (bytes == 0 && !judged) {
+			continue
+		}
+		s := &settle{instance: in.name, device: dev, since: now, ref: ref, judged: judged && ref.bytes > 0, left: ref.bytes,
+			pids: slices.Clone(in.pids), lastUsed: -1}
+		l.settles = append(l.settles, s)
+		l.ledger.claims = append(l.ledger.claims, Claim{Owner: in.name, Kind: KindResident, Instance: in.name, Device: dev,
+			Bytes: bytes, Measured: ref.bytes, Phase: PhaseReleasing, Since: now})
+	}
+	l.ledger.drop(func(c *Claim) bool { return c.Instance == in.name && c.Kind == KindResident && !c.past() })
+	l.ledger.changed = true
+	clear(in.use)
+	clear(in.refs)
+	in.pids = in.pids[:0]
+	l.forgetClaims(in.name)
+}
+
+// heldBy lists the devices that in's worker has a claim on or was seen to use.
+func (l *loop) heldBy(in *inst) []resource.DeviceID {
+	out := l.ledger.on(in.name)
+	for dev, u := range in.use {
+		if u.bytes > 0 && !slices.Contains(out, dev) {
+			out = append(out, dev)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// settleAll looks with a new reading which memory is back.
+func (l *loop) settleAll(now time.Time) {
+	if len(l.settles) == 0 || !l.fresh {
+		return
+	}
+	kept := l.settles[:0]
+	for _, s := range l.settles {
+		if !l.snap.At.After(s.since) || !l.settled(now, s) {
+			kept = append(kept, s)
+			continue
+		}
+		l.ledger.drop(func(c *Claim) bool { return c.past() && c.Instance == s.instance && c.Device == s.device })
+		took := now.Sub(s.since)
+		l.s.log.Info("memory of an ended worker is back", zap.String("instance", s.instance), zap.String("device", string(s.device)),
+			zap.Duration("after", took))
+		l.s.emit(events.Draft{Kind: events.SchedulerSettled, Instance: s.instance, Data: map[string]any{
+			"device": s.device, "bytes": s.ref.bytes, "after_ms": took.Milliseconds(), "was_missing": s.missing}})
+	}
+	clear(l.settles[len(kept):])
+	l.settles = kept
+}
+
+// settled judges one reading.
+func (l *loop) settled(now time.Time, s *settle) bool {
+	p := l.pools[s.device]
+	if p == nil || !p.seen { // the device is gone, and what was on it
+		return true
+	}
+	s.readings++
+	listed := slices.ContainsFunc(s.pids, func(pid int) bool { return l.listedOn(pid, s.device) })
+	if s.judged {
+		return l.settledByDelta(now, s, p, listed)
+	}
+	equal := s.lastUsed >= 0 && max(p.used-s.lastUsed, s.lastUsed-p.used) <= settleNoise
+	s.lastUsed = p.used
+	return !listed && (equal || now.Sub(s.since) >= settleCap)
+}
+
+func (l *loop) listedOn(pid int, dev resource.DeviceID) bool {
+	return slices.ContainsFunc(l.byPID[pid], func(pr *resource.Process) bool { return pr.Device == dev })
+}
+
+// settledByDelta compares with the last reading that had the worker in it. A
+// reading that still lists it (monitors lag) takes that one's place.
+func (l *loop) settledByDelta(now time.Time, s *settle, p *pool, listed bool) bool {
+	others := p.known + p.gone - s.left
+	if listed {
+		n := resource.Bytes(0)
+		for _, pid := range s.pids {
+			for _, pr := range l.byPID[pid] {
+				if pr.Device == s.device {
+					n += pr.Memory
+				}
+			}
+		}
+		if n >= s.ref.bytes {
+			s.ref = reference{free: p.dev.Free, others: others, foreign: p.foreign - n, bytes: n}
+			s.left = n
+		}
+	} else {
+		grown := others - s.ref.others + max(p.foreign-s.ref.foreign, 0)
+		back := p.dev.Free - s.ref.free + grown
+		s.left = min(max(s.ref.bytes-back, 0), s.ref.bytes)
+		if float64(back) >= settleShare*float64(s.ref.bytes) {
+			return true
+		}
+	}
+	if now.Sub(s.since) >= settleCap {
+		l.quarantine(now, s)
+	}
+	return false
+}
+
+// quarantine keeps what did not come back off the books, and tells.
+func (l *loop) quarantine(now time.Time, s *settle) {
+	for i := range l.ledger.claims {
+		c := &l.ledger.claims[i]
+		if c.past() && c.Instance == s.instance && c.Device == s.device && (c.Bytes != s.left || c.Phase != PhaseQuarantined) {
+			if c.Phase != PhaseQuarantined {
+				c.Since = now
+			}
+			c.Phase, c.Bytes = PhaseQuarantined, s.left
+			l.ledger.changed = true
+		}
+	}
+	if s.missing {
+		return
+	}
+	s.missing = true
+	l.s.log.Warn("memory of an ended worker did not come back", zap.String("instance", s.instance),
+		zap.String("device", string(s.device)), zap.Float64("mb", s.left.MB()))
+	l.s.emit(events.Draft{Kind: events.SchedulerQuarantined, Instance: s.instance, Data: map[string]any{
+		"device": s.device, "bytes": s.left, "of_bytes": s.ref.bytes, "after_ms": now.Sub(s.since).Milliseconds()}})
+}
+
+// leftOn sums what ended workers still hold of a device, as far as is known.
+func (l *loop) leftOn(dev resource.DeviceID) (n resource.Bytes) {
+	for _, s := range l.settles {
+		if s.device == dev && s.judged {
+			n += s.left
+		}
+	}
+	return n
+}
+
+// settlingOn reports whether memory is on its way back on a device.
+func (l *loop) settlingOn(dev resource.DeviceID) bool {
+	return slices.ContainsFunc(l.settles, func(s *settle) bool { return s.device == dev && !s.missing })
+}
+
+// settling reports whether the memory of instance's last worker is on its way
+// back; with "" of anybody's.
+func (l *loop) settlingOf(instance string) bool {
+	return slices.ContainsFunc(l.settles, func(s *settle) bool { return (instance == "" || s.instance == instance) && !s.missing })
+}
+
+// dropVictims ends the wait for those whose memory has been judged.
+func (l *loop) dropVictims() {
+	for _, in := range l.order {
+		in.victims = slices.DeleteFunc(in.victims, func(v victim) bool {
+			return !v.stopped.IsZero() && l.snap.At.After(v.stopped) && !l.settlingOf(v.name)
+		})
+	}
+}
+
+func (l *loop) settling() bool {
+	return l.settlingOf("") || slices.ContainsFunc(l.order, func(in *inst) bool { return len(in.victims) > 0 })
+}
