@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -91,16 +92,16 @@ type helper struct {
 	closing chan struct{}
 	gone    chan struct{} // closed when the process is gone and err is set
 	err     error         // how it ended
-	last    *tail
+	said    *opening
 }
 
 func startHelper(ctx context.Context, command []string) (*helper, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	h := &helper{answers: make(chan answer), closing: make(chan struct{}), gone: make(chan struct{}), last: &tail{}}
+	h := &helper{answers: make(chan answer), closing: make(chan struct{}), gone: make(chan struct{}), said: &opening{}}
 	h.cmd = exec.Command(command[0], command[1:]...)
-	h.cmd.Stderr = h.last
+	h.cmd.Stderr = h.said
 	h.cmd.WaitDelay = time.Second
 	// Its own group: the terminal's Ctrl-C is for the daemon, which ends it.
 	h.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -166,7 +167,7 @@ func (h *helper) fault() error {
 	if h.err != nil {
 		how = h.err.Error()
 	}
-	if said := h.last.String(); said != "" {
+	if said := h.said.String(); said != "" {
 		how += ": " + said
 	}
 	return fmt.Errorf("cannot read the NVIDIA driver: its helper process ended (%s)", how)
@@ -207,27 +208,26 @@ type remoteError struct {
 func (e *remoteError) Error() string { return e.text }
 func (e *remoteError) Unwrap() error { return e.is }
 
-// tail keeps the end of what was written to it: a crash says its reason last,
-// but the dynamic linker's one line is all there is in other cases.
-type tail struct {
+// opening keeps the first words of what was written to it: the dynamic linker's
+// complaint, or the first line of a crash, which says its cause.
+type opening struct {
 	mu   sync.Mutex
 	text []byte // guarded by mu
 }
 
-const tailSize = 512
+const openingSize = 300
 
-func (t *tail) Write(b []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.text = append(t.text, b...)
-	if len(t.text) > tailSize {
-		t.text = append([]byte(nil), t.text[len(t.text)-tailSize:]...)
-	}
+func (o *opening) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.text = append(o.text, b[:min(len(b), openingSize-len(o.text))]...)
 	return len(b), nil
 }
 
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return string(t.text)
+// String is the first line that is not empty.
+func (o *opening) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	line, _, _ := strings.Cut(strings.TrimSpace(string(o.text)), "\n")
+	return line
 }
