@@ -48,7 +48,9 @@ func hostNeed(resident, execute int) func(*sched.GroupView) {
 	}
 }
 
-func unknown(g *sched.GroupView) { g.Need = sched.Need{GPU: true, Devices: 1, Source: sched.SourceNone} }
+func unknown(g *sched.GroupView) {
+	g.Need = sched.Need{GPU: true, Devices: 1, Source: sched.SourceNone}
+}
 
 func devices(n int) func(*sched.GroupView) {
 	return func(g *sched.GroupView) { g.Need.Devices = n }

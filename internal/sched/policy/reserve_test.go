@@ -107,7 +107,7 @@ func TestReserve_Eviction(t *testing.T) {
 	set := func(b *box, name string, f func(*sched.GroupView)) *box { f(b.group(name)); return b }
 	pair := func() *box { return newBox(24).put("a", 1, need(14, 2)).put("v", 0, need(14, 2)).loaded("v", 0) }
 	three := func() *box {
-		return newBox(24).put("a", 1, need(10, 0)).put("x", 0, need(6, 0)).loaded("x", 0).put("y", 0, need(8, 0)).loaded("y", 0).put("z", 0, need(4, 0)).loaded("z", 0)
+		return newBox(24).put("a", 1, need(11, 0)).put("x", 0, need(6, 0)).loaded("x", 0).put("y", 0, need(8, 0)).loaded("y", 0).put("z", 0, need(4, 0)).loaded("z", 0)
 	}
 	check(t, []decision{
 		{"an idle worker makes room", pair(), "evict v for a, block a resource"},
@@ -121,9 +121,10 @@ func TestReserve_Eviction(t *testing.T) {
 		{"one on another device is no help", newBox(24, 24).foreign(1, 20).put("a", 1, need(14, 2)).put("v", 0, need(4, 2)).loaded("v", 1).put("w", 0, need(14, 0)).loaded("w", 0).running("w", 0), "block a resource"},
 		{"the one that is cheap to load again", set(three(), "x", times(60*time.Second, 0, 0)), "evict y for a, block a resource"},
 		{"the one used least", set(three(), "x", func(g *sched.GroupView) { g.Uses = 30 }), "evict y for a, block a resource"},
+		{"of equals the smaller", three(), "evict x for a, block a resource"},
 		{"the one used longest ago", set(three(), "y", func(g *sched.GroupView) { g.LastUsed = now.Add(-2 * time.Hour) }), "evict y for a, block a resource"},
-		{"two cheap ones rather than one dear", set(set(three(), "y", times(5*time.Minute, 0, 0)), "x", times(5*time.Second, 0, 0)), "evict x for a, block a resource"},
-		{"as many as it takes", set(three(), "a", need(15, 0)), "evict x for a, evict z for a, block a resource"},
+		{"two cheap ones rather than one dear", set(set(three(), "y", times(5*time.Minute, 0, 0)), "a", need(13, 0)), "evict z for a, evict x for a, block a resource"},
+		{"as many as it takes", set(three(), "a", need(15, 0)), "evict z for a, evict x for a, block a resource"},
 		{"one whose own jobs wait goes last", set(three(), "x", func(g *sched.GroupView) { g.Queued = 3 }), "evict y for a, block a resource"},
 		{"release comes first where it is offered", set(pair(), "v", func(g *sched.GroupView) { g.CanRelease = true }), "release v for a, block a resource"},
 		{"waits for its victims", set(pair(), "a", func(g *sched.GroupView) { g.WaitingFor = []string{"v"} }), "block a resource"},
