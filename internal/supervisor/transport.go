@@ -159,7 +159,9 @@ type Progress struct {
 // Usage is a worker's own account of its memory: what its allocators hold, which
 // leaves out what the driver keeps for each process.
 type Usage struct {
-	Devices  map[string]int64 `json:"devices"` // device uuid or index → allocator bytes
-	MaxRSS   int64            `json:"max_rss"` // bytes
-	Reported time.Time        `json:"reported_at"`
+	Devices map[string]int64 `json:"devices"` // device uuid or index → allocator bytes
+	// MaxDevices is the most that the allocators ever had, where they know.
+	MaxDevices map[string]int64 `json:"max_devices,omitempty"`
+	MaxRSS     int64            `json:"max_rss"` // bytes
+	Reported   time.Time        `json:"reported_at"`
 }

@@ -10,7 +10,7 @@ from ._slots import INTERRUPT_SIGNAL, RUNTIME_DIR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List
+    from typing import Any, Callable, Dict, List, Tuple
 
 EXIT_LOAD_FAILED = 1
 EXIT_PROTOCOL = 70
@@ -159,31 +159,38 @@ def rss() -> int:
         return 0
 
 
-def device_bytes() -> "Dict[str, int]":
-    """What torch's allocator has reserved per device. Never imports torch, and never
-    initialises CUDA, which would itself take memory."""
+def device_bytes() -> "Tuple[Dict[str, int], Dict[str, int]]":
+    """What torch's allocator has reserved per device, and the most it ever had. Never
+    imports torch, and never initialises CUDA, which would itself take memory."""
+    held: "Dict[str, int]" = {}
+    most: "Dict[str, int]" = {}
     torch = sys.modules.get("torch")
     if torch is None:
-        return {}
-    found: "Dict[str, int]" = {}
+        return held, most
     try:
         if not torch.cuda.is_initialized():
-            return {}
+            return held, most
         for index in range(torch.cuda.device_count()):
-            held = int(torch.cuda.memory_reserved(index))
-            if held:
-                found[_device_name(torch, index)] = held
+            reserved = torch.cuda.memory_stats_as_nested_dict(index)["reserved_bytes"]["all"]
+            if reserved["peak"]:
+                name = _device_name(torch, index)
+                held[name], most[name] = int(reserved["current"]), int(reserved["peak"])
     except Exception:  # half-imported or unusual builds: no figure is better than a failed job
-        return found
-    return found
+        pass
+    return held, most
 
 
 def _device_name(torch: "Any", index: int) -> str:
+    """As the daemon calls the device. torch counts only those the worker was placed on,
+    and its UUID is not the daemon's for a part of a card, nor under ROCm."""
+    placed = [name for name in os.environ.get("CJM_DEVICES", "").split(",") if name]
     uuid = getattr(torch.cuda.get_device_properties(index), "uuid", None)
-    if uuid is None:
-        return str(index)
-    text = str(uuid)
-    return text if text.startswith(("GPU-", "MIG-")) else "GPU-" + text
+    text = str(index) if uuid is None else str(uuid)
+    if uuid is not None and not text.startswith(("GPU-", "MIG-")):
+        text = "GPU-" + text
+    if text in placed or index >= len(placed):
+        return text
+    return placed[index]
 
 
 def figures() -> "Dict[str, Any]":
@@ -198,5 +205,5 @@ def figures() -> "Dict[str, Any]":
         "cpu_system": times.system,
         "python_threads": len(sys._current_frames()),
         "threads": threads.active_count() if threads is not None else 1,
-        "devices": device_bytes(),
+        "devices": device_bytes()[0],
     }

@@ -68,6 +68,7 @@ class Server:
         self._forked = False
         self._usage_at = 0.0
         self._usage_hint = 0
+        self._usage_on: "Any" = ({}, {})
 
     # -- life --------------------------------------------------------------
 
@@ -318,13 +319,16 @@ class Server:
         self.outbox.gather(lambda: self.protocol.chunk(job, payload))
 
     def report_usage(self, always: bool = False) -> None:
-        """Put our own account of memory before the next answer: seldom, unless it grew."""
+        """Put our own account of memory before the next answer: seldom, unless it changed."""
         hint = _host.peak_hint()
         now = monotonic()
-        if not always and now - self._usage_at < USAGE_EVERY and hint - self._usage_hint < USAGE_STEP:
+        on_devices = _host.device_bytes()
+        changed = hint - self._usage_hint >= USAGE_STEP or on_devices != self._usage_on
+        if not always and not changed and now - self._usage_at < USAGE_EVERY:
             return
-        self._usage_at, self._usage_hint = now, hint
-        params = {"devices": _host.device_bytes(), "max_rss": _host.max_rss()}
+        self._usage_at, self._usage_hint, self._usage_on = now, hint, on_devices
+        held, most = on_devices
+        params = {"devices": held, "max_devices": most, "max_rss": _host.max_rss()}
         self.outbox.stage(lambda: self.protocol.notify("usage", params))
 
     # -- loading -----------------------------------------------------------------
@@ -344,6 +348,7 @@ class Server:
         finally:
             current.loading = None
             self.exit()
+        self.report_usage(always=True)  # what the loaded plugin takes, before its first call
         self.outbox.send(lambda: self.protocol.ready(request.id, record, payload))
 
     def _load(self, request: Request) -> "tuple":

@@ -20,6 +20,36 @@ class Plugin:
 """
 
 
+# A torch with two devices, of which the first is used; what a call takes is given back.
+TORCH = """
+import sys, types
+from types import SimpleNamespace
+torch = sys.modules["torch"] = types.ModuleType("torch")
+reserved = [{"current": 0, "peak": 0}, {"current": 0, "peak": 0}]
+uuids = ["aaaa", "bbbb"]
+
+def take(n):
+    reserved[0]["current"] += n
+    reserved[0]["peak"] = max(reserved[0]["peak"], reserved[0]["current"])
+
+torch.cuda = SimpleNamespace(
+    is_initialized=lambda: True,
+    device_count=lambda: 2,
+    memory_stats_as_nested_dict=lambda i: {"reserved_bytes": {"all": reserved[i]}},
+    get_device_properties=lambda i: SimpleNamespace(**({} if uuids[i] is None else {"uuid": uuids[i]})),
+)
+
+class Plugin:
+    def initialize(self, config):
+        if "uuid" in config:
+            uuids[0] = config["uuid"]
+        take(config.get("load", 0))
+    def execute(self, n=0):
+        take(n)
+        take(-n)
+"""
+
+
 class Load(WorkerTest):
     def test_ready_record_names_plugin_and_capabilities(self) -> None:
         w = self.worker(ECHO)
@@ -220,6 +250,45 @@ class Execute(WorkerTest):
         peak = int(open("/proc/%d/status" % w.process.pid).read().partition("VmHWM:")[2].split()[0]) * 1024
         self.assertAlmostEqual(usage[0].params["max_rss"], peak, delta=4 << 20)
         self.assertEqual(usage[0].params["devices"], {})
+
+    def test_usage_is_told_with_the_load(self) -> None:
+        w = self.loaded(TORCH, {"load": 700})
+        usage = w.said("usage")
+        self.assertEqual([u.params["devices"] for u in usage], [{"GPU-aaaa": 700}])
+        self.assertEqual(w.seen.index(usage[0]), len(w.seen) - 2)  # before the answer to hello
+        w.execute("small")
+        w.execute("big", 500)
+        told = [(u.params["devices"], u.params["max_devices"]) for u in w.said("usage")]
+        self.assertEqual(told[-1], ({"GPU-aaaa": 700}, {"GPU-aaaa": 1200}))
+
+    def test_usage_of_devices_that_were_never_touched_is_not_told(self) -> None:
+        w = self.loaded(TORCH)
+        self.assertEqual(w.said("usage")[-1].params["devices"], {})
+
+    def test_usage_names_devices_as_they_were_placed(self) -> None:
+        for placed, uuid, name in (
+            ("GPU-aaaa,GPU-bbbb", "aaaa", "GPU-aaaa"),
+            ("GPU-bbbb,GPU-aaaa", "aaaa", "GPU-aaaa"),  # the plugin changed the order: the UUID knows
+            ("MIG-cccc", "aaaa", "MIG-cccc"),  # torch tells the whole card's
+            ("GPU-0123456789abcdef", "30313233-3435", "GPU-0123456789abcdef"),  # ROCm's spelling
+            ("GPU-aaaa", None, "GPU-aaaa"),  # an old torch
+            ("", None, "0"),
+            ("", "GPU-dddd", "GPU-dddd"),
+        ):
+            with self.subTest(placed=placed, uuid=uuid):
+                w = self.worker(TORCH, env={"CJM_DEVICES": placed})
+                w.hello({"load": 1, "uuid": uuid})
+                self.assertEqual(w.said("usage")[-1].params["devices"], {name: 1})
+
+    def test_torch_that_is_not_as_expected_costs_no_job(self) -> None:
+        w = self.loaded("""
+            import sys, types
+            sys.modules["torch"] = types.ModuleType("torch")
+            class Plugin:
+                def execute(self): return 1
+            """)
+        self.assertEqual(w.execute("j").json(), 1)
+        self.assertEqual(w.said("usage")[-1].params["devices"], {})
 
 
 class Stream(WorkerTest):

@@ -345,7 +345,7 @@ func TestLog_UnknownFieldsOfTimeAndLevelAreMadeSensible(t *testing.T) {
 	l := loaded(t)
 	l.peer.send(`{"jsonrpc":"2.0","method":"log","params":{"level":"CRIT","message":"m","time":1e300,"job":null,"logger":null}}`)
 	l.peer.send(`{"jsonrpc":"2.0","method":"log","params":{"level":"critical","message":"n","time":1753780000.5}}`)
-	l.peer.send(`{"jsonrpc":"2.0","method":"usage","params":{"devices":{"0":5},"max_rss":null}}`)
+	l.peer.send(`{"jsonrpc":"2.0","method":"usage","params":{"devices":{"0":5},"max_devices":{"0":9},"max_rss":null}}`)
 	_ = l.peer.sock.Close()
 	<-l.Done()
 	if len(l.events) != 3 {
@@ -355,7 +355,7 @@ func TestLog_UnknownFieldsOfTimeAndLevelAreMadeSensible(t *testing.T) {
 	if a.Level != "info" || time.Since(a.Time) > time.Minute || b.Level != "error" || b.Time.UnixMilli() != 1753780000500 {
 		t.Fatalf("%+v %+v", a, b)
 	}
-	if u := l.events[2].Usage; u.Devices["0"] != 5 || u.MaxRSS != 0 {
+	if u := l.events[2].Usage; u.Devices["0"] != 5 || u.MaxDevices["0"] != 9 || u.MaxRSS != 0 {
 		t.Fatalf("%+v", u)
 	}
 }

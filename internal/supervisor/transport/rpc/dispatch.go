@@ -301,16 +301,22 @@ func (c *Conn) takeUsage(params []byte) error {
 				return badMember("usage", o)
 			}
 			u.MaxRSS = n
-		case "devices":
+		case "devices", "max_devices":
 			if !wire.IsObject(o.Value) {
 				return badMember("usage", o)
 			}
+			on := map[string]int64{}
 			for d := wire.NewObject(o.Value); d.Next(); {
 				n, ok := wire.Int(d.Value)
 				if !ok {
 					return badMember("usage of a device", d)
 				}
-				u.Devices[string(d.Key)] = n
+				on[string(d.Key)] = n
+			}
+			if string(o.Key) == "devices" {
+				u.Devices = on
+			} else {
+				u.MaxDevices = on
 			}
 		}
 	}
