@@ -287,7 +287,7 @@ func (w *pass) occupant(a *ask, p int) string {
 			continue
 		}
 		g := &w.view.Groups[i]
-		if gu.busy > 0 || gu.started || g.Loading || gu.gone || g.Stopping != "" || !w.furniture(i) {
+		if gu.busy > 0 || gu.started || g.Loading || gu.gone != "" || g.Stopping != "" || !w.furniture(i) {
 			return g.Instance
 		}
 	}

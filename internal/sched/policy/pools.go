@@ -53,11 +53,11 @@ type pool struct {
 
 // guest is what a pass knows of a group beyond the view.
 type guest struct {
-	on      []int // device pools that its worker is on, or will be by this plan
-	here    bool  // its worker is there, or will be by this plan
-	started bool  // this plan starts something on it
-	gone    bool  // this plan stops it
-	busy    int   // runs, also those of this plan
+	on      []int  // device pools that its worker is on, or will be by this plan
+	here    bool   // its worker is there, or will be by this plan
+	started bool   // this plan starts something on it
+	gone    string // for whom this plan stops it, or asks it to release; "": it does not
+	busy    int    // runs, also those of this plan
 	ready   []ranked
 }
 

@@ -91,7 +91,7 @@ func (w *pass) loads() {
 			continue
 		}
 		switch b := w.closed(g); {
-		case b == nil && w.guests[i].here: // what was asked for is there, or on its way
+		case b == nil && w.guests[i].here && w.guests[i].gone == "": // what was asked for is there, or on its way
 			w.plan.Start = append(w.plan.Start, sched.Start{Instance: g.Instance})
 		case b == nil:
 			w.startOrNot(i, nil)
@@ -166,6 +166,10 @@ func (w *pass) next(h *turn) bool {
 // it, or blocks the group; it does exactly one of the three.
 func (w *pass) startOrNot(i int, t *ranked) verdict {
 	a := w.ask(i, t)
+	if asker := w.guests[i].gone; asker != "" {
+		w.block(a.g, &jobs.Block{Code: "no_slot", Holders: []string{asker}, Sentence: "the worker of " + a.g.Instance + " makes way for " + asker})
+		return waits
+	}
 	if a.facts() {
 		if !w.view.Fresh { // nothing is judged, least of all "never", without a reading
 			w.block(a.g, w.stale())

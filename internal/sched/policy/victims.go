@@ -56,7 +56,7 @@ func (w *pass) makeRoom(a *ask) bool {
 	w.hold(a)
 	w.plan.Hold = append(w.plan.Hold, w.heldClaims(a)...)
 	for _, i := range best.set {
-		w.guests[i].gone = true
+		w.guests[i].gone = a.g.Instance
 	}
 	w.block(a.g, &jobs.Block{Code: "resource", Holders: names, Needs: w.needs(a),
 		Sentence: "waiting for the memory of " + list(names) + ", which makes room for " + a.g.Instance})
@@ -74,7 +74,7 @@ func (w *pass) move(a *ask) bool {
 		if !w.tight(a, p) {
 			continue
 		}
-		gu.gone = true
+		gu.gone = a.g.Instance
 		w.plan.Evict = append(w.plan.Evict, sched.Eviction{Instance: a.g.Instance, Asker: a.g.Instance})
 		w.block(a.g, &jobs.Block{Code: "resource", Holders: []string{a.g.Instance}, Needs: w.needs(a),
 			Sentence: "the worker of " + a.g.Instance + " is stopped, to be loaded again where there is enough memory: " + string(w.pools[p].id) + " is too small"})
@@ -92,7 +92,7 @@ func (w *pass) release(a *ask, set []int) []string {
 	for _, i := range set {
 		if g := &w.view.Groups[i]; g.CanRelease {
 			w.plan.Release = append(w.plan.Release, sched.ReleaseAsk{Instance: g.Instance, Asker: a.g.Instance})
-			w.guests[i].gone = true // nothing starts on it, nobody else asks it
+			w.guests[i].gone = a.g.Instance // nothing starts on it, nobody else asks it
 			asked = append(asked, g.Instance)
 		}
 	}
@@ -370,7 +370,7 @@ func (s *search) try(i int, cost float64) {
 func (w *pass) mayGo(a *ask, i int) (from time.Time, ok bool) {
 	g := &w.view.Groups[i]
 	gu := &w.guests[i]
-	if i == a.group || !gu.here || gu.gone || g.Stopping != "" || g.LoadWanted || len(g.WaitingFor) > 0 || g.Measuring || w.furniture(i) {
+	if i == a.group || !gu.here || gu.gone != "" || g.Stopping != "" || g.LoadWanted || len(g.WaitingFor) > 0 || g.Measuring || w.furniture(i) {
 		return from, false
 	}
 	higher := a.priority() > class(g)

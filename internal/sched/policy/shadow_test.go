@@ -1,0 +1,95 @@
+package policy_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/cjmd/cjmd/internal/resource"
+	"github.com/cjmd/cjmd/internal/sched"
+)
+
+// crowded is a 24 GB card with a 20 GB worker at work on it for ten more
+// minutes, and a job that needs 22: 2 GB are to spare beside it.
+func crowded() *box {
+	return newBox(24).put("big", 1, need(20, 2), times(20*time.Second, 10*time.Minute, 12*time.Minute)).
+		put("r", 0, need(10, 10)).loaded("r", 0).running("r", 10*time.Minute)
+}
+
+func TestReserve_Backfill(t *testing.T) {
+	quick := times(5*time.Second, time.Minute, 2*time.Minute)
+	slow := times(5*time.Second, time.Minute, 20*time.Minute)
+	check(t, []decision{
+		{"one that is over in time", crowded().put("s", 1, need(3, 1), quick), "start s0@0, block big resource"},
+		{"one that would end later", crowded().put("s", 1, need(3, 1), slow), "block big resource, block s resource"},
+		{"one that ends later, beside it", crowded().put("s", 1, need(1, 1), slow), "start s0@0, block big resource"},
+		{"one that nobody can predict", crowded().put("s", 1, need(3, 1)), "block big resource, block s resource"},
+		{"two that fit beside it each, but not both", crowded().put("s", 1, need(1, 1), slow).put("t", 1, need(1, 1), slow), "start s0@0, block big resource, block t resource"},
+		{"one that is over in time but whose worker stays", crowded().put("s", 1, need(3, 1), quick, change(func(g *sched.GroupView) { g.Pinned = true })),
+			"block big resource, block s resource"},
+		{"one whose worker is only to be left alone for longer", crowded().put("s", 1, need(3, 1), times(6*time.Minute, time.Second, time.Second)),
+			"block big resource, block s resource"},
+		{"a loaded worker that is to go by then", drained(2*time.Minute).put("s", 1, need(4, 0), slow).loaded("s", 0), "block big resource, block s resource"},
+		{"a loaded worker that is over by then", drained(2*time.Minute).put("s", 1, need(4, 0), quick).loaded("s", 0), "start s0, block big resource"},
+		{"the other device is free for all", newBox(24, 8).put("big", 1, need(20, 2)).put("r", 0, need(10, 10)).loaded("r", 0).running("r", 10*time.Minute).
+			put("s", 1, need(3, 1), slow), "start s0@1, block big resource"},
+		{"a CPU job goes by", crowded().put("s", 1, hostNeed(3, 1), slow), "start s0, block big resource"},
+		{"the device drains when it waited too long", drained(10*time.Minute).put("s", 1, need(1, 1), quick), "block big resource, block s resource"},
+		{"it does not drain before", drained(10*time.Minute-1).put("s", 1, need(1, 1), quick), "start s0@0, block big resource"},
+		{"nothing is kept in vain", newBox(24).foreign(0, 12).put("big", 1, need(20, 2), waiting(time.Hour)).put("s", 1, need(3, 1), slow), "start s0@0, block big resource"},
+	})
+}
+
+// drained is crowded with the big job waiting for so long.
+func drained(d time.Duration) *box {
+	b := crowded()
+	b.group("big").WaitSince = now.Add(-d)
+	return b
+}
+
+func TestReserve_ShadowIsTold(t *testing.T) {
+	_, p := decide(crowded())
+	s := p.Shadow
+	if s == nil || s.Job != "big0" || s.Instance != "big" || len(s.Devices) != 1 || s.Devices[0] != "GPU-0" || s.VRAM != 22*gib ||
+		!s.At.Equal(now.Add(10*time.Minute)) || s.Draining || !s.Since.Equal(now) {
+		t.Fatalf("shadow %+v", s)
+	}
+	if b := p.Block["big"]; !b.Earliest.Equal(s.At) || len(b.Holders) != 1 || b.Holders[0] != "r" ||
+		b.Needs[0] != (resource.Shortfall{Resource: "gpu_memory", Device: "GPU-0", Needed: 22 * gib, Available: 4 * gib}) {
+		t.Errorf("block %+v", b)
+	}
+	if !p.WakeAt.Equal(now.Add(time.Minute)) && !p.WakeAt.Equal(now.Add(10*time.Minute)) {
+		t.Errorf("wakes at %v", p.WakeAt)
+	}
+	if _, p = decide(drained(time.Hour)); !p.Shadow.Draining || !p.Shadow.Since.Equal(now.Add(-time.Hour)) {
+		t.Errorf("shadow %+v", p.Shadow)
+	}
+	// Of two devices the one that is free first.
+	b := newBox(24, 24).put("big", 1, need(20, 2)).put("r", 0, need(10, 10)).loaded("r", 0).running("r", 10*time.Minute).
+		put("q", 0, need(10, 10)).loaded("q", 1).running("q", 5*time.Minute)
+	if _, p = decide(b); p.Shadow.Devices[0] != "GPU-1" || !p.Shadow.At.Equal(now.Add(5*time.Minute)) {
+		t.Errorf("shadow %+v", p.Shadow)
+	}
+}
+
+func TestReserve_Affinity(t *testing.T) {
+	pair := func(waited time.Duration, streak int) *box {
+		b := newBox(24).put("b", 1, need(14, 0), waiting(waited)).put("a", 1, need(14, 0)).loaded("a", 0)
+		b.group("a").Streak = streak
+		return b
+	}
+	check(t, []decision{
+		{"the jobs of the loaded worker go first", pair(0, 0), "start a0, block b resource"},
+		{"until another waited its time", pair(time.Minute, 0), "evict a for b, block b resource, block a no_slot"},
+		{"or they went first too often", pair(0, 16), "evict a for b, block b resource, block a no_slot"},
+		{"a job of higher class does not wait", func() *box { b := pair(0, 0); b.group("b").Ready[0].Priority = 1; return b }(),
+			"evict a for b, block b resource, block a no_slot"},
+	})
+	_, p := decide(pair(0, 3))
+	if !p.Start[0].Affinity {
+		t.Errorf("start %+v", p.Start[0])
+	}
+	_, p = decide(newBox(24).put("a", 1, need(14, 0)).loaded("a", 0))
+	if p.Start[0].Affinity {
+		t.Error("it went ahead of nobody")
+	}
+}
