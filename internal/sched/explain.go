@@ -2,6 +2,7 @@ package sched
 
 import (
 	"context"
+	"math"
 	"slices"
 	"strconv"
 	"time"
@@ -51,6 +52,7 @@ func (s *Scheduler) State() SchedulerState {
 		for _, b := range l.blocks {
 			st.Waiting[b.Code]++
 		}
+		l.reportLedger(&st)
 		st.Passes, st.PassDuration, st.LastPass = l.passes, l.took, s.Heartbeat()
 	})
 	return st
@@ -81,7 +83,7 @@ func (s *Scheduler) Explain(ctx context.Context, id jobs.ID) (Explanation, error
 		e.Summary = "the job is " + string(job.Status)
 		return e, nil
 	}
-	s.ask(ctx, func(l *loop) { l.explain(&e, job.Spec.Instance) })
+	s.ask(ctx, func(l *loop) { l.explain(&e, &job) })
 	e.Summary = summary(&e, job)
 	return e, ctx.Err()
 }
@@ -103,7 +105,7 @@ func (s *Scheduler) Preview(ctx context.Context, instance string) (Plan, error) 
 		if instance != "" {
 			v.Groups = l.wanting(now, slices.Clone(v.Groups), instance)
 		}
-		plan = (*s.policy.Load()).Decide(v)
+		plan = l.preview(v)
 	})
 	switch {
 	case ctx.Err() != nil:
@@ -114,6 +116,60 @@ func (s *Scheduler) Preview(ctx context.Context, instance string) (Plan, error) 
 		plan = plan.about(instance)
 	}
 	return plan, nil
+}
+
+// preview decides and copies what the loop would use again.
+func (l *loop) preview(v View) Plan {
+	plan := (*l.s.policy.Load()).Decide(v)
+	plan.Hold = slices.Clone(plan.Hold)
+	return plan
+}
+
+// Try is Preview for a job that nobody submitted.
+func (s *Scheduler) Try(ctx context.Context, w Wish) (Plan, error) {
+	if _, _, err := s.o.Catalog.Instance(w.Instance); err != nil {
+		return Plan{}, err
+	}
+	var plan Plan
+	ok := s.ask(ctx, func(l *loop) {
+		now := l.s.o.Now()
+		v := l.view(now)
+		v.Groups = l.wishing(now, slices.Clone(v.Groups), w)
+		plan = l.preview(v)
+	})
+	if !ok {
+		return Plan{}, orStopping(ctx)
+	}
+	return plan.about(w.Instance), nil
+}
+
+// WishID stands for the wished job in the plan that Try answers.
+const WishID jobs.ID = "wish"
+
+// wishing returns groups with the wished job behind those of its priority.
+func (l *loop) wishing(now time.Time, groups []GroupView, w Wish) []GroupView {
+	i := slices.IndexFunc(groups, func(g GroupView) bool { return g.Instance == w.Instance })
+	if i < 0 {
+		groups = append(groups, l.groupView(now, l.inst(w.Instance), nil))
+		i = len(groups) - 1
+	}
+	g := &groups[i]
+	job := jobs.Ready{ID: WishID, Seq: math.MaxInt64, Priority: w.Priority, Submitter: w.Submitter, CreatedAt: now, Attempt: 1}
+	at := len(g.Ready)
+	for at > 0 && g.Ready[at-1].Priority < w.Priority {
+		at--
+	}
+	g.Ready = slices.Insert(slices.Clone(g.Ready), at, job)
+	g.Queued++
+	if d := w.Demand; d != nil {
+		g.Demand = *d
+		g.Need = Need{GPU: d.RequiresGPU, ResidentVRAM: d.MinVRAM, ResidentRAM: d.MinRAM,
+			Known: !d.RequiresGPU || d.MinVRAM > 0, Source: SourceManifest}
+		if d.RequiresGPU {
+			g.Need.Devices = max(d.Devices, 1)
+		}
+	}
+	return groups
 }
 
 // wanting returns groups with one for the instance that wants something.
@@ -132,6 +188,14 @@ func (l *loop) wanting(now time.Time, groups []GroupView, instance string) []Gro
 // about keeps what a plan says of one instance.
 func (p Plan) about(instance string) Plan {
 	out := Plan{WakeAt: p.WakeAt}
+	if p.Shadow != nil && p.Shadow.Instance == instance {
+		out.Shadow = p.Shadow
+	}
+	for _, r := range p.Release {
+		if r.Asker == instance || r.Instance == instance {
+			out.Release = append(out.Release, r)
+		}
+	}
 	for _, s := range p.Start {
 		if s.Instance == instance {
 			out.Start = append(out.Start, s)
@@ -148,7 +212,7 @@ func (p Plan) about(instance string) Plan {
 		}
 	}
 	for _, c := range p.Hold {
-		if c.Owner == instance {
+		if c.Owner == instance || c.Instance == instance {
 			out.Hold = append(out.Hold, c)
 		}
 	}
@@ -161,9 +225,15 @@ func (p Plan) about(instance string) Plan {
 // explainDepth bounds how far the place of a job in its group is counted.
 const explainDepth = 10_000
 
-func (l *loop) explain(e *Explanation, instance string) {
+func (l *loop) explain(e *Explanation, job *jobs.Job) {
+	instance := job.Spec.Instance
 	in := l.inst(instance)
 	e.Needs, e.FreeRAM = in.demand, l.freeRAM
+	e.Need, e.Devices = l.need(in), slices.Clone(l.devs)
+	if l.shadow != nil {
+		copied := *l.shadow
+		e.Shadow = &copied
+	}
 	e.DevFree = make(map[resource.DeviceID]resource.Bytes, len(l.devFree))
 	for id, n := range l.devFree {
 		e.DevFree[id] = n
@@ -178,6 +248,7 @@ func (l *loop) explain(e *Explanation, instance string) {
 	if e.Status != jobs.Pending {
 		return
 	}
+	l.rank(e, job)
 	for _, g := range l.s.o.Queue.Groups(explainDepth) {
 		if g.Instance == instance {
 			e.Ahead = slices.IndexFunc(g.Ready, func(r jobs.Ready) bool { return r.ID == e.Job })

@@ -25,6 +25,8 @@ type SchedulerState struct {
 	Groups   []WaitingGroup // those that wait, by instance
 	// MonitorInstance serves the registered monitor, "" when none does.
 	MonitorInstance string
+	// Quarantined instances start nothing until a person has looked: why.
+	Quarantined map[string]string
 	// Waiting counts, by block code, the instances whose jobs wait.
 	Waiting      map[string]int
 	Passes       uint64
