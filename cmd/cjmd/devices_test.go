@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -66,4 +69,58 @@ func TestPlaceWorker(t *testing.T) {
 	}
 	_, err := placeWorker(nil, []string{"PCI-0000:99:00.0"}, true, nil, index)
 	require.ErrorContains(t, err, "the monitor does not see it")
+}
+
+// A plugin with a torch of its own, which has n bytes of the first device.
+const pretender = `
+import sys, types, os
+from types import SimpleNamespace
+torch = sys.modules["torch"] = types.ModuleType("torch")
+torch.cuda = SimpleNamespace(
+    is_initialized=lambda: True,
+    device_count=lambda: len([d for d in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if d]),
+    memory_stats_as_nested_dict=lambda i: {"reserved_bytes": {"all": {"current": 5 << 20, "peak": 7 << 20}}},
+    get_device_properties=lambda i: SimpleNamespace(),
+)
+class Plugin:
+    def execute(self): return os.environ["CUDA_VISIBLE_DEVICES"]
+`
+
+// The whole way: placement, environment, the worker's own account of what it
+// took of the device, and its processes, before its first call.
+func TestSpecs_PlacedWorkerIsAccountedForOnceLoaded(t *testing.T) {
+	t.Parallel()
+	plugins := t.TempDir()
+	for name, text := range map[string]string{
+		"pretender.py":   pretender,
+		"pretender.yaml": "format_version: '3'\nname: pretender\nversion: '1'\nmodule: pretender\nclass: Plugin\npath: .\nresources: {requires_gpu: true}\n",
+		"modest.yaml":    "format_version: '3'\nname: modest\nversion: '1'\nmodule: pretender\nclass: Plugin\npath: .\n",
+	} {
+		require.NoError(t, os.WriteFile(filepath.Join(plugins, name), []byte(text), 0o600))
+	}
+	d := assembled(t, "CJMD_PLUGINS_PATHS="+plugins)
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- d.supervisor.Run(ctx) }()
+	defer func() {
+		stop()
+		require.NoError(t, <-ended)
+		require.NoError(t, d.close())
+	}()
+	_, err := d.catalog.Discover(t.Context())
+	require.NoError(t, err)
+
+	d.supervisor.Place("pretender", []string{"GPU-one", "GPU-two"})
+	require.NoError(t, d.supervisor.EnsureReady(t.Context(), "pretender"))
+	st, _ := d.supervisor.Status("pretender")
+	require.Equal(t, []string{"GPU-one", "GPU-two"}, st.Devices)
+	require.NotNil(t, st.Usage)
+	require.Equal(t, map[string]int64{"GPU-one": 5 << 20, "GPU-two": 5 << 20}, st.Usage.Devices)
+	require.Equal(t, map[string]int64{"GPU-one": 7 << 20, "GPU-two": 7 << 20}, st.Usage.MaxDevices)
+	require.Contains(t, d.supervisor.PIDs("pretender"), st.PID)
+
+	require.NoError(t, d.supervisor.EnsureReady(t.Context(), "modest"))
+	st, _ = d.supervisor.Status("modest")
+	require.NotNil(t, st.Usage)
+	require.Empty(t, st.Usage.Devices, "it asks for no GPU and sees none")
 }

@@ -198,9 +198,10 @@ func once(t *testing.T, env []string, args ...string) (code int, stdout, stderr 
 }
 
 // assembled is a daemon that is built and not yet run.
-func assembled(t *testing.T) *daemonParts {
+func assembled(t *testing.T, more ...string) *daemonParts {
 	t.Helper()
 	dir, env := home(t)
+	env = append(env, more...)
 	cfg, err := config.Load(config.Options{Env: append(env, "CJMD_STATE_DIR="+filepath.Join(dir, "state"), "CJMD_SERVER_LISTEN=127.0.0.1:0")})
 	if err != nil {
 		t.Fatal(err)
