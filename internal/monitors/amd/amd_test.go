@@ -368,7 +368,6 @@ func TestAMD_RocmSMIThatFails(t *testing.T) {
 		{"hangs", "sleep 60", "no answer in 2s", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
 			_, err := first(t, monitor(t.TempDir(), withTool(script(t, c.body))))
 			if err == nil || !strings.Contains(err.Error(), c.want) || errors.Is(err, monitors.ErrUnsupported) != c.unsupported {
 				t.Errorf("error %v", err)

@@ -6,19 +6,22 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cjmd/cjmd/internal/monitors/accel"
 	"github.com/cjmd/cjmd/internal/resource"
 )
 
-// Looking at every open file of every process costs tens of milliseconds on a
-// busy box. It is done when the memory in use has moved, but not more often
-// than scanEvery, and after scanAtLeast in any case; in between only the files
-// that are known are read.
+// Looking at every open file of every process costs ten milliseconds and more
+// on a busy box. It is done when the memory in use has moved, but not more often
+// than scanEvery while samples are wanted often, else not for more than a
+// scanShare of the time; and after scanAtLeast in any case. In between only the
+// files that are known are read.
 const (
 	scanEvery   = time.Second
+	scanShare   = 1000
 	scanAtLeast = 30 * time.Second
 	scanMoved   = 4 * resource.MiB
 )
@@ -27,7 +30,9 @@ const (
 type users struct {
 	root    string
 	clock   func() time.Time
+	asked   time.Time // the last list
 	scanned time.Time
+	took    time.Duration  // that scan
 	used    resource.Bytes // on all cards at that time
 	files   []openFile
 	hidden  int // processes whose files we may not see
@@ -42,12 +47,7 @@ type openFile struct {
 // list returns each process once per card, with what it holds there: dedicated
 // memory of a card that has it, all it has mapped of one that shares the host's.
 func (u *users) list(cards []card, used resource.Bytes) []resource.Process {
-	now := u.clock()
-	age, moved := now.Sub(u.scanned), used-u.used
-	if u.scanned.IsZero() || age >= scanAtLeast || age >= scanEvery && (moved >= scanMoved || -moved >= scanMoved) {
-		u.scan()
-		u.scanned, u.used = now, used
-	}
+	u.refresh(used)
 	type place struct {
 		pid  int
 		card int
@@ -96,27 +96,50 @@ func (u *users) list(cards []card, used resource.Bytes) []resource.Process {
 	return out
 }
 
+// refresh scans when it is time to.
+func (u *users) refresh(used resource.Bytes) {
+	now := u.clock()
+	pause := time.Duration(scanEvery)
+	if now.Sub(u.asked) > scanEvery {
+		pause = max(pause, scanShare*u.took)
+	}
+	u.asked = now
+	age, moved := now.Sub(u.scanned), used-u.used
+	if u.scanned.IsZero() || age >= scanAtLeast || age >= pause && (moved >= scanMoved || -moved >= scanMoved) {
+		u.scan()
+		u.scanned, u.used, u.took = now, used, u.clock().Sub(now)
+	}
+}
+
 // scan looks for open files of cards in all processes that may be looked at.
 func (u *users) scan() {
 	u.files, u.hidden = nil, 0
 	proc := filepath.Join(u.root, "proc")
+	buf := make([]byte, len(cardFiles))
 	for _, pid := range numbered(proc) {
 		dir := filepath.Join(proc, strconv.Itoa(pid))
-		fds, err := os.ReadDir(filepath.Join(dir, "fd"))
+		fds, err := os.Open(filepath.Join(dir, "fd"))
 		if err != nil {
 			if os.IsPermission(err) {
 				u.hidden++
 			}
 			continue
 		}
-		for _, fd := range fds {
-			to, err := os.Readlink(filepath.Join(dir, "fd", fd.Name()))
-			if err == nil && strings.HasPrefix(to, "/dev/dri/") {
-				u.files = append(u.files, openFile{pid: pid, info: filepath.Join(dir, "fdinfo", fd.Name())})
+		dirfd := int(fds.Fd())
+		names, _ := fds.Readdirnames(-1) // as far as they could be read: the process may end
+		for _, name := range names {
+			n, err := unix.Readlinkat(dirfd, name, buf)
+			if err == nil && string(buf[:n]) == cardFiles {
+				u.files = append(u.files, openFile{pid: pid, info: filepath.Join(dir, "fdinfo", name)})
 			}
 		}
+		_ = fds.Close() // it was only read
 	}
 }
+
+// cardFiles is where the kernel shows cards as files; what a link to one begins
+// with.
+const cardFiles = "/dev/dri/"
 
 // notes says what is known to be missing.
 func (u *users) notes() map[string]any {

@@ -124,19 +124,33 @@ func check(t *testing.T, m monitors.Monitor, s resource.Snapshot) {
 	case s.GPUVendor == "None" && len(s.Devices) > 0:
 		t.Errorf("%d devices of vendor None", len(s.Devices))
 	}
-	seen := make(map[resource.DeviceID]bool)
+	checkDevices(t, s)
+}
+
+func checkDevices(t *testing.T, s resource.Snapshot) {
+	t.Helper()
+	seen, places := make(map[resource.DeviceID]bool), make(map[int]bool)
 	for _, d := range s.Devices {
 		if d.ID == "" || d.ID == resource.HostDevice || seen[d.ID] {
 			t.Errorf("device id %q is empty, reserved or used twice", d.ID)
 		}
-		seen[d.ID] = true
-		if d.Total <= 0 || d.Free < 0 || d.Free > d.Total {
-			t.Errorf("device %s: %d free of %d", d.ID, d.Free, d.Total)
+		if d.Index < 0 || places[d.Index] {
+			t.Errorf("device %s has index %d, which is none or used twice", d.ID, d.Index)
+		}
+		seen[d.ID], places[d.Index] = true, true
+		if d.Total <= 0 || d.Free < 0 || d.Used < 0 || d.Used+d.Free > d.Total {
+			t.Errorf("device %s: %d used and %d free of %d", d.ID, d.Used, d.Free, d.Total)
+		}
+		if d.LoadPercent < 0 || d.LoadPercent > 100 {
+			t.Errorf("device %s: load %v %%", d.ID, d.LoadPercent)
 		}
 	}
 	for _, p := range s.Processes {
-		if p.PID <= 0 || p.Memory < 0 {
+		if p.PID <= 0 || p.Memory < 0 || p.MemoryUnknown && p.Memory != 0 {
 			t.Errorf("process %+v", p)
+		}
+		if p.Device != "" && !seen[p.Device] {
+			t.Errorf("process %+v is on a device that is not listed", p)
 		}
 	}
 }
