@@ -49,7 +49,8 @@ type Sample struct {
 	Duration time.Duration
 	VRAM     resource.Bytes // peak on one device, the largest over the worker's devices
 	Source   string         // of VRAM; "": it was not measured
-	RAM      resource.Bytes // peak of host memory; 0: not measured
+	RAM      resource.Bytes // peak of host memory; 0: not measured, unless HasRAM says so
+	HasRAM   bool
 	// Failed loads and runs may raise a figure, never lower one, and teach no times.
 	Failed bool
 }
@@ -85,7 +86,7 @@ func (p *Profile) Observe(s Sample) {
 		vram.observe(s.VRAM, s.Failed)
 		vram.Source = s.Source
 	}
-	if s.RAM > 0 {
+	if s.RAM > 0 || s.HasRAM {
 		ram.observe(s.RAM, s.Failed)
 	}
 	if s.Failed {
@@ -96,15 +97,15 @@ func (p *Profile) Observe(s Sample) {
 	p.touch(s.At)
 }
 
-// OOM raises the figure that turned out too small.
+// OOM raises the figure that turned out too small. The failure itself, with what
+// was seen of it, is for Observe.
 func (p *Profile) OOM(o OOM) {
-	vram, ram, times := p.figures(o.Phase)
+	vram, ram, _ := p.figures(o.Phase)
 	if o.Host {
 		ram.oom(o.Claimed, o.Limit)
 	} else {
 		vram.oom(o.Claimed, o.Limit)
 	}
-	times.Failed++
 	p.touch(o.At)
 }
 

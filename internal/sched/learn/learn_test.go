@@ -74,6 +74,26 @@ func TestProfile_MeasuredZeroIsKnown(t *testing.T) {
 	require.Zero(t, e.ResidentVRAM+e.ExecuteVRAM)
 }
 
+// Also of host memory: a run that takes none of it lowers what a greedy one left.
+func TestProfile_MeasuredZeroOfHostMemory(t *testing.T) {
+	t.Parallel()
+	p := fresh()
+	p.Observe(load(0))
+	p.Observe(run(0))
+	none := run(0)
+	none.RAM = 0
+	for range 500 {
+		p.Observe(none)
+	}
+	require.Equal(t, gib/2, p.Estimate().ExecuteRAM, "nothing was measured")
+	none.HasRAM = true
+	for range 500 {
+		p.Observe(none)
+	}
+	require.Zero(t, p.Estimate().ExecuteRAM)
+	require.True(t, p.Estimate().KnownRAM)
+}
+
 func TestProfile_FailedLoadsAndRunsTeachNoTimes(t *testing.T) {
 	t.Parallel()
 	p := fresh()
@@ -83,7 +103,7 @@ func TestProfile_FailedLoadsAndRunsTeachNoTimes(t *testing.T) {
 	p.OOM(learn.OOM{Phase: learn.Load, Claimed: gib})
 	p50, p90 := p.LoadTime()
 	require.Zero(t, p50+p90)
-	require.EqualValues(t, 2, p.Load.Failed)
+	require.EqualValues(t, 1, p.Load.Failed)
 	require.Zero(t, p.Load.Count)
 }
 
