@@ -28,6 +28,8 @@ import (
 	"github.com/cjmd/cjmd/internal/jobs/joblog"
 	"github.com/cjmd/cjmd/internal/jobs/sqlitestore"
 	"github.com/cjmd/cjmd/internal/monitors"
+	"github.com/cjmd/cjmd/internal/monitors/amd"
+	"github.com/cjmd/cjmd/internal/monitors/auto"
 	"github.com/cjmd/cjmd/internal/monitors/cpu"
 	"github.com/cjmd/cjmd/internal/monitors/nvidia"
 	"github.com/cjmd/cjmd/internal/plugins"
@@ -79,10 +81,12 @@ func tiers(host *tree.Host) []isolation.Tier {
 }
 
 func monitorList() []monitors.Constructor {
-	return []monitors.Constructor{
+	own := []monitors.Constructor{
 		nvidia.Constructor(),
+		amd.Constructor(),
 		cpu.Constructor(),
 	}
+	return append(own, auto.Constructor(own...))
 }
 
 func policies(cfg *config.Config) []sched.Policy {
