@@ -223,8 +223,30 @@ func evictionsAreJustified(t *rapid.T, v sched.View, plan sched.Plan) {
 				free += own.Bytes
 			}
 		}
+		free += returnedByStarts(v, plan, c.Device)
 		if c.Bytes > 0 && c.Bytes > free+gain[c.Owner][c.Device] {
 			t.Fatalf("%d held for %s on %s: %d free and %d from its victims", c.Bytes, c.Owner, c.Device, free, gain[c.Owner][c.Device])
 		}
 	}
+}
+
+// returnedByStarts is what starts of the plan leave over of the room that was
+// kept for them.
+func returnedByStarts(v sched.View, plan sched.Plan, dev resource.DeviceID) resource.Bytes {
+	var n resource.Bytes
+	for _, s := range plan.Start {
+		var left resource.Bytes
+		for _, own := range v.Claims {
+			if own.Owner == s.Instance && own.Device == dev && own.Phase == sched.PhaseReserved {
+				left += own.Bytes
+			}
+		}
+		for _, c := range s.Claims {
+			if c.Device == dev {
+				left -= c.Bytes
+			}
+		}
+		n += max(left, 0)
+	}
+	return n
 }
