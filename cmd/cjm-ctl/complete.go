@@ -74,6 +74,24 @@ func jobWords(statuses ...wire.JobStatus) func(context.Context, *client.API) ([]
 	}
 }
 
+func leaseWords(ctx context.Context, c *client.API) ([]string, error) {
+	l, err := read[wire.LeaseList](c.ListLeases(ctx))
+	var out []string
+	for _, x := range l.value.Leases {
+		out = append(out, x.Id+"\t"+sizeMB(x.Mb)+" "+harmless(x.Note, false))
+	}
+	return out, err
+}
+
+func monitorWords(ctx context.Context, c *client.API) ([]string, error) {
+	m, err := read[wire.MonitorList](c.ListMonitors(ctx))
+	var out []string
+	for _, x := range m.value.Monitors {
+		out = append(out, x.Name)
+	}
+	return out, err
+}
+
 // completions joins verbs with what may be completed after them.
 func completions(a *app, root *cobra.Command) {
 	live := []wire.JobStatus{wire.JobStatusPending, wire.JobStatusRunning}
@@ -85,9 +103,11 @@ func completions(a *app, root *cobra.Command) {
 		{"run submit", a.complete(1, true, pluginWords)},
 		{"load unload reload enable disable", a.complete(0, false, pluginWords)},
 		{"policy", a.complete(1, false, policyWords)},
+		{"monitor/use", a.complete(1, false, monitorWords)},
+		{"lease/end", a.complete(0, false, leaseWords)},
 		{"instances/list instances/create", a.complete(1, false, pluginWords)},
-		{"instances/delete", a.complete(0, false, pluginWords)},
-		{"pause resume drain workers", a.complete(1, false, pluginWords)},
+		{"instances/delete instances/set", a.complete(0, false, pluginWords)},
+		{"pause resume drain workers profile plan", a.complete(1, false, pluginWords)},
 		{"plugins/show config/get config/set config/schema config/options", a.complete(1, false, pluginWords)},
 		{"cancel wait", a.complete(0, false, jobWords(live...))},
 		{"hold release", a.complete(0, false, jobWords(wire.JobStatusPending))},

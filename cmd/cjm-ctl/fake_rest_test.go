@@ -28,6 +28,11 @@ func (f *fakeDaemon) GetQueue(w http.ResponseWriter, _ *http.Request, _ wire.Get
 	defer f.mu.Unlock()
 	q := wire.Queue{Running: []wire.Job{}, Pending: []wire.Job{}, History: []wire.Job{}, Controls: f.controls}
 	for _, j := range f.jobs {
+		if j.Block != nil {
+			q.Waiting = []wire.WaitingGroup{{Plugin: j.Plugin, Queued: 1, Block: *j.Block}}
+		}
+	}
+	for _, j := range f.jobs {
 		switch j.Status {
 		case wire.JobStatusRunning:
 			q.Running, q.Totals.Running = append(q.Running, j.Job), q.Totals.Running+1
@@ -62,7 +67,8 @@ func (f *fakeDaemon) GetWorker(w http.ResponseWriter, _ *http.Request, id string
 }
 
 func (f *fakeDaemon) GetSystem(w http.ResponseWriter, _ *http.Request) {
-	answer(w, http.StatusOK, wire.System{Monitor: "cpu", Fresh: true, At: fakeTime, Cpus: 2, CpuPercent: 12.4, MemoryAvailableMb: 3000, MemoryTotalMb: 8000, GpuType: "None", Devices: []wire.Device{}, Processes: []wire.DeviceProcess{}})
+	answer(w, http.StatusOK, wire.System{Monitor: "cpu", Fresh: true, At: fakeTime, Cpus: 2, CpuPercent: 12.4, MemoryAvailableMb: 3000, MemoryTotalMb: 8000, GpuType: "None", Ledger: fakeLedger(),
+		Devices: []wire.Device{{Uuid: "GPU-1", Index: 0, Name: "Card", TotalMb: 24576, UsedMb: 15360, FreeMb: 9216}}, Processes: []wire.DeviceProcess{}})
 }
 
 func (f *fakeDaemon) monitors(registered string) wire.MonitorList {
@@ -199,7 +205,11 @@ func (f *fakeDaemon) RetryJob(w http.ResponseWriter, _ *http.Request, id wire.Jo
 
 func (f *fakeDaemon) ExplainJob(w http.ResponseWriter, _ *http.Request, id wire.JobID) {
 	if j := f.find(w, id); j != nil {
-		answer(w, http.StatusOK, wire.Explanation{Job: id, Status: j.Status, Phase: j.Phase, Sentence: "The job waits for memory.", Block: j.Block, Ahead: 2, Policy: "queue"})
+		answer(w, http.StatusOK, wire.Explanation{Job: id, Status: j.Status, Phase: j.Phase, Sentence: "The job waits for memory.", Block: j.Block, Ahead: 2, Policy: "reserve",
+			Rank: &wire.Rank{Priority: 5, Age: 1.5, Share: -0.5, Total: 6, Affinity: true}, Worker: "stopped", Slots: 1, SlotsFree: 1,
+			Need:    &wire.Need{Gpu: true, Devices: 2, ResidentVramMb: 20480, ExecuteVramMb: 1024, ResidentRamMb: 512, Known: true, Source: "profile"},
+			Devices: fakeLedger()[1:],
+			Shadow:  &wire.Shadow{Job: id, Plugin: "sleeper", Devices: []string{"GPU-1"}, VramMb: 21504, At: fakeTime, Draining: true}})
 	}
 }
 
@@ -283,6 +293,7 @@ func (f *fakeDaemon) CreateLoginCode(w http.ResponseWriter, r *http.Request) {
 
 func (f *fakeDaemon) scheduler(policy string) wire.Scheduler {
 	return wire.Scheduler{Policy: policy, Policies: []string{"permissive", "queue"}, Monitor: "cpu", Fresh: true, FreeRamMb: 2000, MarginMb: 512,
+		Shadow: &wire.Shadow{Job: "job-9", Plugin: "large", Devices: []string{"GPU-1"}, VramMb: 20480}, MonitorPlugin: "mon",
 		Claims: []wire.Claim{{Owner: "textstats", Kind: "resident", Device: "host", Mb: 64, MeasuredMb: 21.5, Phase: "resident", Since: fakeTime}}}
 }
 
@@ -315,12 +326,111 @@ func (f *fakeDaemon) CreateInstance(w http.ResponseWriter, r *http.Request, name
 	}
 	var req wire.InstanceRequest
 	_ = json.NewDecoder(r.Body).Decode(&req)
-	made := wire.Instance{Id: req.Id, Plugin: name, Enabled: req.Enabled == nil, Pinned: req.Pinned, Config: req.Config, State: wire.WorkerStateStopped}
+	made := wire.Instance{Placement: req.Placement, Id: req.Id, Plugin: name, Enabled: req.Enabled == nil, Pinned: req.Pinned, Config: req.Config, State: wire.WorkerStateStopped}
 	f.change(func() { f.instances = append(f.instances, made) })
 	answer(w, http.StatusCreated, made)
+}
+
+func (f *fakeDaemon) PatchInstance(w http.ResponseWriter, r *http.Request, _ wire.PluginName, id string) {
+	var req wire.InstancePatch
+	_ = json.NewDecoder(r.Body).Decode(&req)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range f.instances {
+		if x := &f.instances[i]; x.Id == id {
+			if req.Placement != nil {
+				x.Placement = req.Placement
+			}
+			if req.Pinned != nil {
+				x.Pinned = *req.Pinned
+			}
+			answer(w, http.StatusOK, *x)
+			return
+		}
+	}
+	fakeProblem(w, wire.Problem{Status: 404, Code: "plugin_not_found", Title: "There is no such plugin."})
 }
 
 func (f *fakeDaemon) DeleteInstance(w http.ResponseWriter, _ *http.Request, _ wire.PluginName, id string) {
 	f.change(func() { f.instances = slices.DeleteFunc(f.instances, func(x wire.Instance) bool { return x.Id == id }) })
 	w.WriteHeader(http.StatusNoContent)
+}
+
+func fakeLedger() []wire.DeviceLedger {
+	index := 0
+	return []wire.DeviceLedger{
+		{Uuid: "host", Name: "2 CPUs", TotalMb: 8000, MarginMb: 512, ExternalMb: 4000, FreeMb: 3488},
+		{Uuid: "GPU-1", Index: &index, Name: "Card", TotalMb: 24576, ExternalMb: 2048, ClaimedMb: 14336, LeasedMb: 1024, FreeMb: 7168, Exclusive: "large",
+			Workers: []wire.WorkerAccount{{Plugin: "textstats", ResidentMb: 12288, ExecuteMb: 2048, MeasuredMb: 13312, CountedMb: 14336, Source: "nvml", Phase: "executing"}}},
+	}
+}
+
+func (f *fakeDaemon) ListLeases(w http.ResponseWriter, _ *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	answer(w, http.StatusOK, wire.LeaseList{Leases: append([]wire.Lease{}, f.leases...)})
+}
+
+func (f *fakeDaemon) CreateLease(w http.ResponseWriter, r *http.Request) {
+	var req wire.LeaseRequest
+	_ = json.NewDecoder(r.Body).Decode(&req)
+	if req.Mb > 24576 {
+		fakeProblem(w, wire.Problem{Status: 422, Code: "never_fits", Title: "This machine never has what is asked for.", Detail: "The largest accelerator has 24 GiB."})
+		return
+	}
+	l := wire.Lease{Id: fmt.Sprintf("lease-%d", len(f.leases)+1), Device: "GPU-1", Mb: req.Mb, MissingMb: 512, Holders: []string{"textstats"}, Holder: "uid:0", Note: req.Note, CreatedAt: fakeTime}
+	if req.For != "" {
+		l.ExpiresAt = fakeTime
+	}
+	f.change(func() { f.leases = append(f.leases, l) })
+	answer(w, http.StatusCreated, l)
+}
+
+func (f *fakeDaemon) EndLease(w http.ResponseWriter, _ *http.Request, id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := len(f.leases)
+	f.leases = slices.DeleteFunc(f.leases, func(l wire.Lease) bool { return l.Id == id })
+	if len(f.leases) == n {
+		fakeProblem(w, wire.Problem{Status: 404, Code: "lease_not_found", Title: "There is no such lease."})
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (f *fakeDaemon) GetProfile(w http.ResponseWriter, _ *http.Request, name wire.PluginName) {
+	if !f.known(w, name) {
+		return
+	}
+	p := wire.Profile{Name: name, Plugin: name, ConfigHash: "c1", Need: wire.Need{Gpu: true, Devices: 1, Known: f.enabled, ResidentVramMb: 6144, ExecuteVramMb: 1024, Source: "profile"}, Profiles: []wire.LearnedProfile{}}
+	if f.enabled {
+		p.Profiles = append(p.Profiles, wire.LearnedProfile{ConfigHash: "c1", DeviceModel: "Card", Current: true,
+			ResidentVram: wire.LearnedFigure{Mb: 6144, MaxMb: 6400, P95Mb: 6000, Samples: 7, Ooms: 1, Source: "nvml"}, Run: wire.LearnedTimes{Count: 7, P50Ms: 1500, P90Ms: 4200}})
+	}
+	answer(w, http.StatusOK, p)
+}
+
+func (f *fakeDaemon) ResetProfile(w http.ResponseWriter, _ *http.Request, name wire.PluginName) {
+	if f.known(w, name) {
+		w.WriteHeader(http.StatusNoContent)
+	}
+}
+
+func (f *fakeDaemon) GetPlan(w http.ResponseWriter, _ *http.Request, _ wire.GetPlanParams) {
+	answer(w, http.StatusOK, wire.Plan{Policy: "reserve", Start: []wire.PlanStart{}, Wait: []wire.PlanWait{}, Evict: []wire.PlanEviction{}})
+}
+
+func (f *fakeDaemon) PlanJob(w http.ResponseWriter, r *http.Request) {
+	var req wire.PlanRequest
+	_ = json.NewDecoder(r.Body).Decode(&req)
+	if !f.known(w, req.Plugin) {
+		return
+	}
+	p := wire.Plan{Policy: "reserve", Start: []wire.PlanStart{{Plugin: req.Plugin, Devices: []string{"GPU-1"}, Measure: true}}, Wait: []wire.PlanWait{},
+		Evict: []wire.PlanEviction{{Plugin: "idle", Asker: req.Plugin}}, Release: []wire.PlanRelease{{Plugin: "lazy", Asker: req.Plugin}}}
+	if d := req.Demand; d != nil {
+		p = wire.Plan{Policy: "reserve", Start: []wire.PlanStart{}, Evict: []wire.PlanEviction{}, Shadow: &wire.Shadow{Job: "job-9", Plugin: "large", Devices: []string{"GPU-1"}, VramMb: 20480},
+			Wait: []wire.PlanWait{{Plugin: req.Plugin, Block: &wire.Block{Code: "resource", Sentence: fmt.Sprintf("needs %.0f MiB on %d", d.MinGpuVramMb, d.Devices)}}}}
+	}
+	answer(w, http.StatusOK, p)
 }

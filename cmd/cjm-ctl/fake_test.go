@@ -32,6 +32,7 @@ type fakeDaemon struct {
 	controls  wire.Controls
 	tokens    []wire.Token
 	instances []wire.Instance
+	leases    []wire.Lease
 	enabled   bool
 	loaded    bool
 	agent     string // of the newest request

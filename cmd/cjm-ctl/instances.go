@@ -21,6 +21,7 @@ func newInstances(a *app) *cobra.Command {
 	cmd.AddCommand(
 		&cobra.Command{Use: "list [PLUGIN]", Args: count(0, 1), Short: "List them", RunE: a.do(a.listInstances)},
 		newInstanceCreate(a),
+		newInstanceSet(a),
 		&cobra.Command{
 			Use: "delete NAME…", Args: count(1, -1), Short: "Unload and forget instances; their jobs stay",
 			RunE: a.do(func(ctx context.Context, c *client.API, args []string) error {
@@ -96,11 +97,13 @@ func newInstanceCreate(a *app) *cobra.Command {
 	var body wire.InstanceRequest
 	var from string
 	var disabled bool
+	var place *placementFlags
 	cmd := &cobra.Command{
 		Use: "create PLUGIN NAME [key=value…]", Args: count(2, -1), Short: "Make one more instance of a plugin",
 		Long: "Makes an instance that is run, loaded and configured by its own name:\n\n  cjm-ctl instances create speech speech-de language=de\n  cjm-ctl run speech-de audio=@talk.wav\n\nkey=text sets a string, key:=JSON any value, key=@path the absolute path of a file.",
 		RunE: a.do(func(ctx context.Context, c *client.API, args []string) error {
 			body.Id = args[1]
+			body.Placement = place.over(nil)
 			if disabled {
 				body.Enabled = new(bool)
 			}
@@ -123,6 +126,7 @@ func newInstanceCreate(a *app) *cobra.Command {
 			return err
 		}),
 	}
+	place = addPlacement(cmd)
 	f := cmd.Flags()
 	f.StringVar(&from, "from", "", "the configuration: a JSON object, @file, a file's name, or -")
 	f.BoolVar(&disabled, "disabled", false, "do not enable it yet")

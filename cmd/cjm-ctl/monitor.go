@@ -54,14 +54,18 @@ func (a *app) showMonitors(m reply[wire.MonitorList]) error {
 	if a.json {
 		return a.printJSON(m.raw)
 	}
-	t := &table{cols: []column{{title: "MONITOR"}, {title: "REGISTERED"}, {title: "STATE"}, {title: "SAMPLE"}, {title: "ERROR", flex: true, min: 10}}}
+	t := &table{cols: []column{{title: "MONITOR"}, {title: "BY"}, {title: "REGISTERED"}, {title: "STATE"}, {title: "SAMPLE"}, {title: "ERROR", flex: true, min: 10}}}
 	t.paint = func(_ int, text, padded string) string { return a.out.paintWord(text, padded) }
 	for _, x := range m.value.Monitors {
 		registered := ""
 		if x.Registered {
 			registered = "yes"
 		}
-		t.row(x.Name, registered, x.State, ago(a.now(), x.At), x.Error)
+		by := "cjmd"
+		if x.Plugin != "" {
+			by = "plugin " + x.Plugin
+		}
+		t.row(x.Name, by, registered, x.State, ago(a.now(), x.At), x.Error)
 	}
 	return a.printTable(t)
 }
@@ -80,8 +84,15 @@ func systemFacts(s wire.System) []fact {
 		{"cpu", fmt.Sprintf("%.0f%% of %d", s.CpuPercent, s.Cpus)},
 		{"memory", fmt.Sprintf("%s available of %s", sizeMB(s.MemoryAvailableMb), sizeMB(s.MemoryTotalMb))},
 	}
+	claimable := map[string]float64{}
+	for _, l := range s.Ledger {
+		claimable[l.Uuid] = l.FreeMb
+	}
 	for _, d := range s.Devices {
 		text := fmt.Sprintf("%s, %s free of %s, load %.0f%%", d.Name, sizeMB(d.FreeMb), sizeMB(d.TotalMb), d.LoadPercent)
+		if mb, ok := claimable[d.Uuid]; ok {
+			text = fmt.Sprintf("%s, %s to give away, %s free of %s, load %.0f%%", d.Name, sizeMB(mb), sizeMB(d.FreeMb), sizeMB(d.TotalMb), d.LoadPercent)
+		}
 		if d.TemperatureCelsius > 0 {
 			text += fmt.Sprintf(", %.0f °C", d.TemperatureCelsius)
 		}

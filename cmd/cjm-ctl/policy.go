@@ -40,12 +40,18 @@ func (a *app) showScheduler(s wire.Scheduler) error {
 	if s.Fresh {
 		memory = fmt.Sprintf("%s may be claimed, %s are kept back", sizeMB(s.FreeRamMb), sizeMB(s.MarginMb))
 	}
-	slots := ""
+	slots, monitor, shadow := "", s.Monitor, fact{}
+	if s.MonitorPlugin != "" {
+		monitor += ", served by " + s.MonitorPlugin
+	}
+	if s.Shadow != nil {
+		shadow = a.shadowFact(*s.Shadow)
+	}
 	if s.Slots > 0 {
 		slots = fmt.Sprint(s.Slots)
 	}
 	if err := a.printFacts(fact{"policy", s.Policy}, fact{"policies", strings.Join(s.Policies, " ")},
-		fact{"monitor", s.Monitor}, fact{"memory", memory}, fact{"slots", slots}); err != nil || len(s.Claims) == 0 {
+		fact{"monitor", monitor}, fact{"memory", memory}, fact{"slots", slots}, shadow); err != nil || len(s.Claims) == 0 {
 		return err
 	}
 	fmt.Fprintln(a.out.w)

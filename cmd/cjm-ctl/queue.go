@@ -30,9 +30,29 @@ func newQueue(a *app) *cobra.Command {
 	return cmd
 }
 
+// showWaiting says why plugins wait, one line each.
+func (a *app) showWaiting(groups []wire.WaitingGroup) error {
+	if len(groups) == 0 {
+		return nil
+	}
+	fmt.Fprintln(a.out.w, a.out.paint(bold, "Waiting:"))
+	t := &table{cols: []column{{title: "PLUGIN", flex: true, min: 8}, {title: "JOBS", right: true}, {title: "REASON"}, {title: "WHY", flex: true, min: 20}}}
+	for _, g := range groups {
+		t.row(g.Plugin, fmt.Sprint(g.Queued), g.Block.Code, g.Block.Sentence)
+	}
+	if err := a.printTable(t); err != nil {
+		return err
+	}
+	fmt.Fprintln(a.out.w)
+	return nil
+}
+
 func (a *app) showQueue(q wire.Queue) error {
 	if q.Controls.Mode != wire.QueueModeRunning || len(q.Controls.Plugins) > 0 {
 		fmt.Fprintln(a.out.w, a.out.paint(yellow, "queue: "+harmless(controlsText(q.Controls), false)))
+	}
+	if err := a.showWaiting(q.Waiting); err != nil {
+		return err
 	}
 	for _, part := range []struct {
 		title string

@@ -146,6 +146,12 @@ func verbFor(code string) string {
 		return "cjm-ctl workers lists them"
 	case "token_not_found":
 		return "cjm-ctl token list"
+	case "lease_not_found":
+		return "cjm-ctl leases lists them"
+	case "never_fits":
+		return "cjm-ctl devices shows what each has"
+	case "refused":
+		return "cjm-ctl plan NAME tells what is missing"
 	case "state_conflict":
 		return "cjm-ctl job JOB shows how it stands"
 	case "not_final":
