@@ -122,16 +122,16 @@ func (b *baseline) start(c candidate, devices []resource.DeviceID) {
 
 // fits looks at the reading alone: the devices with the most free memory.
 func (b *baseline) fits(g *sched.GroupView) ([]resource.DeviceID, bool) {
-	if b.v.Snapshot.Host.MemAvailable < g.Demand.MinRAM {
+	if b.v.Snapshot.Host.MemAvailable < g.Need.ResidentRAM+g.Need.ExecuteRAM {
 		return nil, false
 	}
-	if !g.Demand.RequiresGPU {
+	if !g.Need.GPU {
 		return nil, true
 	}
 	devs := slices.Clone(b.v.Snapshot.Devices)
 	slices.SortStableFunc(devs, func(x, y resource.Device) int { return -cmp.Compare(x.Free, y.Free) })
-	n := max(g.Demand.Devices, 1)
-	if len(devs) < n || devs[n-1].Free < g.Demand.MinVRAM {
+	n := max(g.Need.Devices, 1)
+	if len(devs) < n || devs[n-1].Free < g.Need.ResidentVRAM+g.Need.ExecuteVRAM {
 		return nil, false
 	}
 	out := make([]resource.DeviceID, n)
@@ -146,7 +146,7 @@ func (b *baseline) evict(g *sched.GroupView) bool {
 	var victim *sched.GroupView
 	for i := range b.v.Groups {
 		o := &b.v.Groups[i]
-		if o.Instance == g.Instance || o.IdleSince.IsZero() || o.Pinned || o.Stopping != "" || b.begun[o.Instance] || !o.Demand.RequiresGPU {
+		if o.Instance == g.Instance || o.IdleSince.IsZero() || o.Pinned || o.Stopping != "" || b.begun[o.Instance] || !o.Need.GPU {
 			continue
 		}
 		if victim == nil || o.IdleSince.Before(victim.IdleSince) || (o.IdleSince.Equal(victim.IdleSince) && o.Instance < victim.Instance) {

@@ -93,7 +93,7 @@ func (c *checker) stale(m *Moment, groups map[string]*sched.GroupView) {
 		return
 	}
 	for _, s := range m.Plan.Start {
-		if g := groups[s.Instance]; g != nil && !g.Resident && g.Demand.RequiresGPU {
+		if g := groups[s.Instance]; g != nil && !g.Resident && g.Need.GPU {
 			c.failf(m, "starts a worker of %s on a stale reading", s.Instance)
 		}
 	}

@@ -222,15 +222,22 @@ func short(s float64) string {
 // Compare simulates a trace under a policy and under those it is compared with.
 // The results come in the order of the summaries.
 func Compare(t *Trace, o Options) (*Comparison, []*Result, error) {
-	c := &Comparison{Trace: t.Name, About: t.About, Jobs: len(t.submissions()), Bound: LowerBound(t)}
 	sequential, skip := o, o
 	sequential.Policy, sequential.Slots, sequential.Watch = Sequential(), 1, nil
-	skip.Policy, skip.Watch = SkipAhead(), nil
+	skip.Policy, skip.Slots, skip.Watch = SkipAhead(), 0, nil
+	return each(t, o, sequential, skip)
+}
+
+// Alone simulates a trace under one policy and sets it beside the lower bound.
+func Alone(t *Trace, o Options) (*Comparison, []*Result, error) { return each(t, o) }
+
+func each(t *Trace, all ...Options) (*Comparison, []*Result, error) {
+	c := &Comparison{Trace: t.Name, About: t.About, Jobs: len(t.submissions()), Bound: LowerBound(t)}
 	var results []*Result
-	for _, opts := range []Options{o, sequential, skip} {
-		r, err := Simulate(t, opts)
+	for _, o := range all {
+		r, err := Simulate(t, o)
 		if err != nil {
-			return nil, nil, fmt.Errorf("cannot simulate %s with policy %s: %w", t.Name, opts.Policy.Name(), err)
+			return nil, nil, fmt.Errorf("cannot simulate %s with policy %s: %w", t.Name, o.Policy.Name(), err)
 		}
 		results = append(results, r)
 		c.Results = append(c.Results, Summarise(r, c.Bound))

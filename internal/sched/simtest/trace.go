@@ -256,10 +256,10 @@ func (p *PluginSpec) check(name string, devices int) error {
 func (p *PluginSpec) gpu() bool { return p.Devices > 0 }
 
 // declared is the manifest's figure per device: resident and execute together,
-// as the manifests of the field have it.
+// as the manifests of the field have it; 0 where it says nothing.
 func (p *PluginSpec) declared() resource.Bytes {
 	switch {
-	case p.Needs == NeedsUnknown:
+	case p.Needs != NeedsDeclared:
 		return 0
 	case p.DeclaredMB > 0:
 		return resource.FromMB(p.DeclaredMB)

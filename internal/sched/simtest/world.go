@@ -31,9 +31,9 @@ type Options struct {
 	// looks. It must not change the view or the plan.
 	Watch func(*Moment)
 	Log   *zap.Logger
-	// RAMMargin and Slots are the daemon's settings.
-	RAMMargin resource.Bytes
-	Slots     int
+	// RAMMargin, Margin (of each device) and Slots are the daemon's settings.
+	RAMMargin, Margin resource.Bytes
+	Slots             int
 }
 
 // Moment is one decision, with the truth of the model beside it.
@@ -72,6 +72,7 @@ type world struct {
 	rec *recorder
 	q   *queue
 	cat *catalog
+	db  *stores
 
 	// The daemon, which may die and come back.
 	gate    *gate
@@ -99,7 +100,7 @@ func Simulate(t *Trace, o Options) (*Result, error) {
 	}
 	defer m.Close()
 	w.m, w.cat = m, &catalog{t: t, names: t.names()}
-	w.q = newQueue(d, w.rec)
+	w.q, w.db = newQueue(d, w.rec), newStores(t, w.rec)
 	if err := w.script(); err != nil {
 		return nil, err
 	}
@@ -129,11 +130,13 @@ func (w *world) script() error {
 func (w *world) startDaemon() error {
 	ws := newWorkers(w.d, w.m, w.t, w.rec, w.q)
 	w.gate = newGate(w.d, w.m, time.Duration(w.t.Machine.MonitorEvery))
+	life := w.q.life
 	s, err := sched.New(sched.Options{
-		Queue: view{queue: w.q, life: w.q.life}, Workers: ws, Gate: w.gate, Catalog: w.cat,
+		Queue: view{queue: w.q, life: life}, Workers: ws, Gate: w.gate, Catalog: w.cat,
 		Policies: []sched.Policy{&watched{Policy: w.o.Policy, w: w}},
 		Journal:  w.rec, Log: w.o.Log, Now: w.d.Now, AfterFunc: w.d.AfterFunc, Go: w.d.spawn,
-		RAMMargin: w.o.RAMMargin, Slots: w.o.Slots,
+		RAMMargin: w.o.RAMMargin, Margin: w.o.Margin, Slots: w.o.Slots,
+		Profiles: w.db, Claims: claimsLog{stores: w.db, alive: func() bool { return w.q.life == life }},
 	})
 	if err != nil {
 		return err
