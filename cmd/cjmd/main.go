@@ -55,7 +55,7 @@ func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int 
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	serve := serveCommand(env)
-	root.AddCommand(serve, configCommand(env), workerCheckCommand())
+	root.AddCommand(serve, simulateCommand(), configCommand(env), workerCheckCommand())
 	root.Args = cobra.NoArgs
 	root.Flags().AddFlagSet(serve.Flags())
 	root.RunE = serve.RunE
