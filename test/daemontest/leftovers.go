@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -161,9 +162,34 @@ func assertNoCgroup(t testing.TB, process string, emptyToo bool) {
 	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
 		left, _ := filepath.Glob(filepath.Join(root, "cjmd-*."+process))
 		for _, dir := range left {
-			if b, err := os.ReadFile(filepath.Join(dir, "cgroup.events")); emptyToo || err == nil && bytes.Contains(b, []byte("populated 1")) {
+			if emptyToo || !awaitEmpty(filepath.Join(dir, "cgroup.events"), time.Now().Add(leaveTime)) {
 				t.Errorf("a control group is left: %s", dir)
 			}
 		}
+	}
+}
+
+// awaitEmpty waits until a control group holds no process. One that has just
+// died is counted until its parent has reaped it; the kernel tells the change.
+func awaitEmpty(events string, deadline time.Time) bool {
+	f, err := os.Open(events)
+	if err != nil {
+		return true // removed meanwhile
+	}
+	defer f.Close()
+	for {
+		b := make([]byte, 256)
+		n, err := f.ReadAt(b, 0)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return true // likewise
+		}
+		if !bytes.Contains(b[:n], []byte("populated 1")) {
+			return true
+		}
+		left := time.Until(deadline)
+		if left <= 0 {
+			return false
+		}
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}, int(left.Milliseconds())+1)
 	}
 }
