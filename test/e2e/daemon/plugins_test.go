@@ -247,7 +247,7 @@ func TestPlugins_ConcurrencyOfAPlugin(t *testing.T) {
 }
 
 func TestPlugins_WorkerEnvironmentIsItsOwn(t *testing.T) {
-	d := own(t, Options{Env: []string{"NOTIFY_SOCKET=/nonexistent", "HF_TOKEN=secret", "MY_SECRET=secret", "CUDA_VISIBLE_DEVICES=3"}})
+	d := own(t, Options{Env: []string{"NOTIFY_SOCKET=/nonexistent", "HF_TOKEN=secret", "MY_SECRET=secret", "HF_HOME=/models/hf"}})
 	s := d.Session(t)
 	var env map[string]string
 	s.Completed(Op("environ"), &env)
@@ -256,7 +256,7 @@ func TestPlugins_WorkerEnvironmentIsItsOwn(t *testing.T) {
 			t.Errorf("the worker's environment has %s", name)
 		}
 	}
-	if env["CUDA_VISIBLE_DEVICES"] != "3" || !strings.HasPrefix(env["PLUGIN_DATA_DIR"], d.State) {
+	if env["HF_HOME"] != "/models/hf" || !strings.HasPrefix(env["PLUGIN_DATA_DIR"], d.State) {
 		t.Errorf("the worker's environment is %v", env)
 	}
 }
