@@ -50,11 +50,15 @@ type answer struct {
 // exit code of the process. When in ends during a call of the driver that
 // hangs, it ends the process itself.
 func Main(o Options, in io.Reader, out io.Writer) int {
-	due := make(chan struct{})
-	go func() { // lives as long as the process
-		for r := bufio.NewReader(in); ; due <- struct{}{} {
+	due := make(chan struct{}, 1)
+	go func() { // lives as long as the process; never waits for the other, which may hang
+		for r := bufio.NewReader(in); ; {
 			if _, err := r.ReadByte(); err != nil {
 				os.Exit(0)
+			}
+			select {
+			case due <- struct{}{}:
+			default: // one is asked for already
 			}
 		}
 	}()
@@ -181,7 +185,7 @@ func (h *helper) close() error {
 	if h.within(politeEnd) {
 		return nil
 	}
-	_ = h.cmd.Process.Kill()
+	_ = syscall.Kill(-h.cmd.Process.Pid, syscall.SIGKILL) // not reaped yet, so the number is still its own
 	if h.within(forcedEnd) {
 		return nil
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -107,6 +108,63 @@ func TestHelper_OfThisMachineNeverEndsTheDaemon(t *testing.T) {
 		t.Logf("this machine has %+v", s.Devices)
 	case !errors.Is(err, monitors.ErrUnsupported):
 		t.Errorf("error %v", err)
+	}
+}
+
+func TestHelper_EndsWithItsInputEvenInAHangingCall(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, "test-helper", "hang-once", filepath.Join(t.TempDir(), "hung"))
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Write([]byte("\n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := in.Close(); err != nil {
+		t.Fatal(err)
+	}
+	stuck := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
+	defer stuck.Stop()
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the helper ended with %v", err)
+	}
+}
+
+// A helper that hangs inside the kernel survives SIGKILL. One whose output
+// somebody else holds open looks the same from here.
+func TestHelper_OneThatCannotBeEndedIsToldAndHasNoSecondBesideIt(t *testing.T) {
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := monitor(nil, func(o *nvidia.Options) {
+		o.Library = nil
+		o.Helper = []string{"/bin/sh", "-c", `setsid cat "$0" & trap "" TERM; sleep 600; sleep 600`, fifo}
+	})
+	// Opening it for writing returns once cat has it open: then Run is told to end.
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- m.Run(ctx, nil) }()
+	w, err := os.OpenFile(fifo, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "cannot end the nvidia helper") {
+		t.Errorf("error %v", err)
+	}
+	if err := m.Probe(t.Context()); err == nil || !strings.Contains(err.Error(), "still hangs") {
+		t.Errorf("a second helper was started beside one that hangs: %v", err)
+	}
+	if err := w.Close(); err != nil { // cat ends, and with it the helper
+		t.Fatal(err)
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 
 func TestMain(m *testing.M) {
 	asHelper()
+	os.Setenv("GORACE", "atexit_sleep_ms=0") // for helpers: a second each otherwise
 	goleak.VerifyTestMain(m)
 }
 
