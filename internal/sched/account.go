@@ -178,7 +178,7 @@ func (l *loop) closeViews() {
 		l.devFree[v.ID] = v.Free
 	}
 	for _, in := range l.order {
-		if in.measuring == nil {
+		if in.measuring == nil && !in.measureLoad {
 			continue
 		}
 		for _, dev := range in.devices {

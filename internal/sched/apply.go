@@ -79,12 +79,22 @@ func (l *loop) start(now time.Time, s *Start) {
 	in := l.inst(s.Instance)
 	resident := in.live
 	var ticket *jobs.Ticket
+	l.ledger.dropHolds(in.name) // what was held for it becomes what it takes
+	in.held, in.victims = false, nil
+	if s.Affinity {
+		in.streak++
+	} else {
+		in.streak = 0
+	}
 	if resident {
 		l.takeExecute(now, s)
 	} else {
 		ticket = l.settleIn(now, in, s)
 	}
 	if s.Job == "" {
+		if s.Measure {
+			in.measureLoad, l.ledger.changed = true, true
+		}
 		l.startLoad(in, ticket)
 		return
 	}
@@ -117,7 +127,6 @@ func (l *loop) takeOne(now time.Time, c Claim, instance, phase string) {
 // settleIn sets aside what a new worker takes, says where it is to sit, and has
 // both written down: nothing is started before the ticket is through.
 func (l *loop) settleIn(now time.Time, in *inst, s *Start) *jobs.Ticket {
-	l.ledger.release(in.name) // what was held for it becomes what it takes
 	for i := range s.Claims {
 		phase := PhaseLoading
 		if s.Claims[i].Kind == KindExecute {
@@ -125,7 +134,7 @@ func (l *loop) settleIn(now time.Time, in *inst, s *Start) *jobs.Ticket {
 		}
 		l.takeOne(now, s.Claims[i], in.name, phase)
 	}
-	in.live, in.held, in.victims, in.begun = true, false, nil, false
+	in.live, in.begun = true, false
 	in.residentSince, in.lastUsed = now, now
 	in.devices = s.Devices
 	if in.devices == nil {
@@ -186,11 +195,11 @@ func (l *loop) startJob(now time.Time, in *inst, s *Start, ready bool, ticket *j
 // and who is not let in all the same: it waits like everybody else.
 func (l *loop) dropSpentHolds(fresh []Claim) {
 	for _, in := range l.order {
-		if !in.held || in.live || len(in.victims) > 0 || slices.ContainsFunc(fresh, func(c Claim) bool { return c.Owner == in.name }) {
+		if !in.held || len(in.victims) > 0 || slices.ContainsFunc(fresh, func(c Claim) bool { return c.Owner == in.name }) {
 			continue
 		}
 		in.held = false
-		l.ledger.release(in.name)
+		l.ledger.dropHolds(in.name)
 		l.s.mail.ring() // what it gives back may let somebody in
 	}
 }

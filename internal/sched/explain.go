@@ -105,7 +105,7 @@ func (s *Scheduler) Preview(ctx context.Context, instance string) (Plan, error) 
 		if instance != "" {
 			v.Groups = l.wanting(now, slices.Clone(v.Groups), instance)
 		}
-		plan = l.preview(v)
+		plan = (*s.policy.Load()).Decide(v)
 	})
 	switch {
 	case ctx.Err() != nil:
@@ -118,13 +118,6 @@ func (s *Scheduler) Preview(ctx context.Context, instance string) (Plan, error) 
 	return plan, nil
 }
 
-// preview decides and copies what the loop would use again.
-func (l *loop) preview(v View) Plan {
-	plan := (*l.s.policy.Load()).Decide(v)
-	plan.Hold = slices.Clone(plan.Hold)
-	return plan
-}
-
 // Try is Preview for a job that nobody submitted.
 func (s *Scheduler) Try(ctx context.Context, w Wish) (Plan, error) {
 	if _, _, err := s.o.Catalog.Instance(w.Instance); err != nil {
@@ -135,7 +128,7 @@ func (s *Scheduler) Try(ctx context.Context, w Wish) (Plan, error) {
 		now := l.s.o.Now()
 		v := l.view(now)
 		v.Groups = l.wishing(now, slices.Clone(v.Groups), w)
-		plan = l.preview(v)
+		plan = (*s.policy.Load()).Decide(v)
 	})
 	if !ok {
 		return Plan{}, orStopping(ctx)

@@ -285,6 +285,8 @@ type fakeWorkers struct {
 	told      func()             // what Configure does besides; nil: nothing
 	configs   []string
 	requests  []string
+	stopped   func(instance string) // what the end of a worker does besides; nil: nothing
+	asked     func(instance, method string) error
 }
 
 func newFakeWorkers() *fakeWorkers {
@@ -354,6 +356,9 @@ func (w *fakeWorkers) Stop(_ context.Context, instance, cause string) error {
 	w.mu.Lock()
 	w.stops = append(w.stops, instance+": "+cause)
 	w.mu.Unlock()
+	if w.stopped != nil {
+		w.stopped(instance)
+	}
 	w.set(instance, supervisor.Stopped)
 	return nil
 }
@@ -388,8 +393,11 @@ func (w *fakeWorkers) Configure(_ context.Context, _ string, _, updated json.Raw
 
 func (w *fakeWorkers) Request(_ context.Context, instance, method string, _ json.RawMessage) (json.RawMessage, error) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.requests = append(w.requests, instance+"."+method)
+	w.mu.Unlock()
+	if w.asked != nil {
+		return nil, w.asked(instance, method)
+	}
 	return nil, supervisor.ErrNotSupported
 }
 

@@ -50,6 +50,8 @@ type inst struct {
 	loadUse                 map[resource.DeviceID]resource.Bytes // what it held when its load had ended
 	loadRAM                 resource.Bytes
 	meter                   meter
+	measureLoad             bool // its load has the device to itself
+	streak                  int  // starts in a row that went before an older job's
 	measuring               *run // nil, or the run that has the device to itself
 	asked                   bool // for release(), since it last ran
 	residentSince, lastUsed time.Time
@@ -227,7 +229,7 @@ func (l *loop) gone(now time.Time, in *inst) {
 	} else {
 		l.ledger.release(in.name)
 	}
-	in.begun, in.loaded, in.split, in.asked, in.measuring = false, false, false, false, nil
+	in.begun, in.loaded, in.split, in.asked, in.measuring, in.measureLoad = false, false, false, false, nil, false
 	in.idleSince, in.residentSince = time.Time{}, time.Time{}
 	in.rss, in.rssBefore = 0, 0
 	in.devices, in.meter = nil, meter{}

@@ -68,11 +68,16 @@ func (l *ledger) release(owner string) {
 	l.drop(func(c *Claim) bool { return c.Owner == owner && !c.past() })
 }
 
+// dropHolds gives back what is held for instance until its victims are gone.
+func (l *ledger) dropHolds(instance string) {
+	l.drop(func(c *Claim) bool { return c.Owner == instance && c.Phase == PhaseReserved })
+}
+
 // setPhase moves the claims of instance's worker to phase.
 func (l *ledger) setPhase(now time.Time, instance, phase string) {
 	for i := range l.claims {
 		c := &l.claims[i]
-		if c.Owner == instance && c.Kind == KindResident && !c.past() && c.Phase != phase {
+		if c.Owner == instance && c.Kind == KindResident && !c.past() && c.Phase != PhaseReserved && c.Phase != phase {
 			c.Phase, c.Since = phase, now
 			l.changed = true
 		}

@@ -51,7 +51,7 @@ func (l *loop) foldSnapshot(now time.Time) {
 			in.rssBefore = in.rss
 		}
 	}
-	if newer := l.snap.At.After(last); newer || l.lastMonitor != l.monitor {
+	if !l.snap.At.Equal(last) || l.lastMonitor != l.monitor {
 		l.lastMonitor = l.monitor
 		l.readDevices(now)
 		l.settleAll(now)

@@ -132,6 +132,9 @@ func (l *loop) learnLoad(now time.Time, in *inst) {
 		return
 	}
 	m.began = time.Time{}
+	if in.measureLoad {
+		in.measureLoad, l.ledger.changed = false, true
+	}
 	if in.loadUse == nil {
 		in.loadUse = make(map[resource.DeviceID]resource.Bytes)
 	}

@@ -101,7 +101,7 @@ func (l *loop) describeNeeds(now time.Time, in *inst, g *GroupView) {
 		g.RunTime, g.RunTimeP90 = p.RunTime()
 	}
 	g.CanRelease = in.canAsk && !in.asked
-	g.Measuring = in.measuring != nil
+	g.Measuring, g.Streak = in.measuring != nil || in.measureLoad, in.streak
 }
 
 // runViews describes the jobs at work, in a fixed order.
@@ -126,10 +126,10 @@ func (l *loop) runViews() []RunView {
 // dropHolds gives back room that was kept for an instance whose jobs went away.
 func (l *loop) dropHolds() {
 	for _, in := range l.order {
-		if in.held && !in.live && in.wantedAt != l.views {
+		if in.held && in.wantedAt != l.views {
 			in.held = false
 			in.victims = nil
-			l.ledger.release(in.name)
+			l.ledger.dropHolds(in.name)
 		}
 	}
 	l.rebalance()
