@@ -94,7 +94,7 @@ func policies(cfg *config.Config) []sched.Policy {
 	if wait == 0 { // for ever, says the configuration
 		wait = math.MaxInt64
 	}
-	return []sched.Policy{policy.Permissive(), policy.Safety(), policy.Queue(wait)}
+	return []sched.Policy{policy.Reserve(policy.ReserveOptions{}), policy.Permissive(), policy.Safety(), policy.Queue(wait)}
 }
 
 // assemble builds everything in the order in which things depend on each
@@ -285,6 +285,12 @@ func (d *daemonParts) openScheduler(ctx context.Context, reg prometheus.Register
 		Metrics:   reg,
 		Slots:     d.cfg.Scheduler.CPUSlots,
 		RAMMargin: resource.FromMB(float64(d.cfg.Scheduler.RAMMarginMB)),
+		Margin:    resource.FromMB(float64(d.cfg.Scheduler.GPUMarginMB)),
+
+		MaxRunningPerSubmitter: d.cfg.Scheduler.MaxRunning,
+		Profiles:               d.store,
+		Claims:                 d.store,
+		Leases:                 d.store,
 	})
 	return err
 }

@@ -108,9 +108,11 @@ type WorkerIsolation struct {
 
 // Scheduler chooses and tunes the admission policy.
 type Scheduler struct {
-	Policy      string        `koanf:"policy" reload:"yes" doc:"permissive, safety or queue."`
+	Policy      string        `koanf:"policy" reload:"yes" doc:"reserve (memory on every device is accounted for), permissive, safety or queue."`
 	QueueWait   time.Duration `koanf:"queue_wait" doc:"Policy queue: how long a job may wait for resources before it fails; 0s: for ever."`
 	RAMMarginMB int           `koanf:"ram_margin_mb" doc:"Host memory that is never given to workers."`
+	GPUMarginMB int           `koanf:"gpu_margin_mb" doc:"Memory of each accelerator that is never given to workers."`
+	MaxRunning  int           `koanf:"max_running_per_submitter" doc:"Jobs of one submitter that may run at once; 0: no bound."`
 	CPUSlots    int           `koanf:"cpu_slots" doc:"Jobs that may execute at once on the whole machine; 0: no bound but each plugin's own."`
 }
 
@@ -166,7 +168,7 @@ func Defaults(dirs Dirs) Config {
 			LogFiles:     3,
 			Isolation:    WorkerIsolation{Tier: "auto"},
 		},
-		Scheduler: Scheduler{Policy: "queue", QueueWait: 300 * time.Second, RAMMarginMB: 512},
+		Scheduler: Scheduler{Policy: "reserve", QueueWait: 300 * time.Second, RAMMarginMB: 512, GPUMarginMB: 256},
 		Monitor: Monitor{
 			Name:         "cpu",
 			IntervalIdle: 2 * time.Second,

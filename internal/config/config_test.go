@@ -213,7 +213,7 @@ func TestValidate_NamesKeyAndWayOut(t *testing.T) {
 		"host with wildcard":     {[]string{"CJMD_SERVER_ALLOWED_HOSTS=*"}, "server.allowed_hosts"},
 		"origin with path":       {[]string{"CJMD_SERVER_ALLOWED_ORIGINS=https://x/y"}, "server.allowed_origins"},
 		"log level":              {[]string{"CJMD_LOG_LEVEL=loud"}, `log.level: "loud" is not one of debug, info, warn, error`},
-		"policy of a later day":  {[]string{"CJMD_SCHEDULER_POLICY=fair"}, "permissive, safety, queue"},
+		"policy of a later day":  {[]string{"CJMD_SCHEDULER_POLICY=fair"}, "reserve, permissive, safety, queue"},
 		"tier":                   {[]string{"CJMD_WORKERS_ISOLATION_TIER=9"}, "workers.isolation.tier"},
 		"no attempts":            {[]string{"CJMD_JOBS_MAX_ATTEMPTS=0"}, "the least is 1"},
 		"cap below stall":        {[]string{"CJMD_WORKERS_START_CAP=10s"}, "workers.stall_timeout"},

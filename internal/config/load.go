@@ -67,7 +67,7 @@ var flagKeys = []struct{ flag, key, usage string }{
 	{"socket", "server.socket", "path of the API's Unix socket, or none"},
 	{"log-level", "log.level", "debug, info, warn or error"},
 	{"log-format", "log.format", "json, console or auto"},
-	{"policy", "scheduler.policy", "permissive, safety or queue"},
+	{"policy", "scheduler.policy", "reserve, permissive, safety or queue"},
 	{"monitor", "monitor.name", "system monitor that gates admission, or none"},
 	{"plugins", "plugins.paths", "directories with manifests, separated by commas"},
 }

@@ -139,7 +139,7 @@ func (k *checker) enums() {
 		{"log.level", c.Log.Level, []string{"debug", "info", "warn", "error"}},
 		{"log.format", c.Log.Format, []string{"json", "console", "auto"}},
 		{"workers.isolation.tier", c.Workers.Isolation.Tier, []string{"auto", "0", "1", "2", "3"}},
-		{"scheduler.policy", c.Scheduler.Policy, []string{"permissive", "safety", "queue"}},
+		{"scheduler.policy", c.Scheduler.Policy, []string{"reserve", "permissive", "safety", "queue"}},
 	} {
 		if !slices.Contains(e.allowed, e.value) {
 			k.fail(e.key, "%q is not one of %s", e.value, strings.Join(e.allowed, ", "))
@@ -196,6 +196,8 @@ func (k *checker) rest() {
 	c := k.c
 	k.longer("scheduler.queue_wait", c.Scheduler.QueueWait, 0)
 	k.atLeast("scheduler.ram_margin_mb", c.Scheduler.RAMMarginMB, 0)
+	k.atLeast("scheduler.gpu_margin_mb", c.Scheduler.GPUMarginMB, 0)
+	k.atLeast("scheduler.max_running_per_submitter", c.Scheduler.MaxRunning, 0)
 	k.atLeast("scheduler.cpu_slots", c.Scheduler.CPUSlots, 0)
 	k.longer("monitor.interval_busy", c.Monitor.IntervalBusy, 20*time.Millisecond)
 	if c.Monitor.IntervalIdle < c.Monitor.IntervalBusy {
