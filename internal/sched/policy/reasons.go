@@ -116,8 +116,8 @@ func (w *pass) shortOf(a *ask) []int {
 // needs lists, by the device that comes closest, what a needs and what is there.
 func (w *pass) needs(a *ask) []resource.Shortfall {
 	var out []resource.Shortfall
-	if a.want > 0 && len(a.on) == 0 && (a.vram() > 0 || a.measure) {
-		if p := w.closest(a); p > host {
+	if a.want > 0 && len(a.on) == 0 {
+		if p := w.closest(a); p > host && w.missing(a, p, []int{p}) > 0 {
 			out = append(out, resource.Shortfall{Resource: "gpu_memory", Device: w.pools[p].id,
 				Needed: w.takes(a, p, []int{p}), Available: max(w.avail(a.group, p), 0)})
 		}
@@ -157,6 +157,9 @@ func (w *pass) shortage(a *ask, b *jobs.Block) string {
 	var s strings.Builder
 	s.WriteString(a.g.Instance)
 	s.WriteString(" needs ")
+	if len(b.Needs) == 0 { // what it takes is not known
+		s.WriteString("a device to be measured on, and nothing is free on " + string(w.pools[a.obstacle.pool].id))
+	}
 	for i, f := range b.Needs {
 		if i > 0 {
 			s.WriteString(" and ")

@@ -344,7 +344,7 @@ func (w *pass) outlasts(s *shadow, a *ask, p int, inTime bool) resource.Bytes {
 	if s.ask.measure && p != host && (!inTime || rest.resVRAM > 0) {
 		n = max(n, 1) // it wants the device alone
 	}
-	return n
+	return max(n-w.account(a.group, p).held, 0) // what is held for it was given away before
 }
 
 // onOf is where a would sit as far as pool p is concerned.
