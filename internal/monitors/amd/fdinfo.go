@@ -1,6 +1,7 @@
 package amd
 
 import (
+	"math"
 	"strconv"
 	"strings"
 
@@ -80,16 +81,20 @@ func amount(value string) (resource.Bytes, bool) {
 	if err != nil || n < 0 {
 		return 0, false
 	}
+	shift := 0
 	switch strings.TrimSpace(unit) {
 	case "":
-		return resource.Bytes(n), true
 	case "KiB", "kB":
-		return resource.Bytes(n) << 10, true
+		shift = 10
 	case "MiB":
-		return resource.Bytes(n) << 20, true
+		shift = 20
 	case "GiB":
-		return resource.Bytes(n) << 30, true
+		shift = 30
 	default:
 		return 0, false
 	}
+	if n > math.MaxInt64>>shift {
+		return 0, false
+	}
+	return resource.Bytes(n) << shift, true
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -150,7 +151,10 @@ func parseRow(n int, fields map[string]string) row {
 	}
 	float := func(words ...string) float64 {
 		v, _ := get(words...)
-		f, _ := strconv.ParseFloat(v, 64) // not told: 0
+		f, err := strconv.ParseFloat(v, 64)
+		if err != nil || math.IsNaN(f) || math.IsInf(f, 0) {
+			return 0 // not told
+		}
 		return f
 	}
 	d := &r.device

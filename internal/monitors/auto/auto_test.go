@@ -79,7 +79,7 @@ func (f *fake) Run(ctx context.Context, out chan<- resource.Snapshot) error {
 	}
 }
 
-var missing = fmt.Errorf("no driver: %w", monitors.ErrUnsupported)
+var errMissing = fmt.Errorf("no driver: %w", monitors.ErrUnsupported)
 
 func trio() (gpu, other, cpu *fake) {
 	return &fake{name: "gpu", every: time.Second}, &fake{name: "other", every: time.Second}, &fake{name: "cpu", every: time.Second}
@@ -139,7 +139,7 @@ func (b *box) end() error {
 func TestAuto_Conforms(t *testing.T) {
 	monitortest.Run(t, func(t *testing.T) monitors.Monitor {
 		m, err := auto.New(auto.Options{Candidates: []monitors.Monitor{
-			&fake{name: "gpu", err: missing}, &fake{name: "cpu", every: time.Millisecond}}})
+			&fake{name: "gpu", err: errMissing}, &fake{name: "cpu", every: time.Millisecond}}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -149,7 +149,7 @@ func TestAuto_Conforms(t *testing.T) {
 
 func TestAuto_TakesTheFirstThatWorks(t *testing.T) {
 	gpu, other, cpu := trio()
-	gpu.err = missing
+	gpu.err = errMissing
 	inBubble(t, func(b *box) {
 		s, by := b.next()
 		if by != "other" || s.Details["own"] != "other" {
@@ -166,7 +166,7 @@ func TestAuto_TakesTheFirstThatWorks(t *testing.T) {
 
 func TestAuto_ChangesOverWhenABetterOneAppears(t *testing.T) {
 	gpu, other, cpu := trio()
-	gpu.err, other.err = missing, missing
+	gpu.err, other.err = errMissing, errMissing
 	inBubble(t, func(b *box) {
 		for range 65 {
 			if _, by := b.next(); by != "cpu" {
@@ -204,7 +204,7 @@ func TestAuto_AFailureIsNoReasonForALesserOne(t *testing.T) {
 	gpu.set(nil)
 	inBubble(t, func(b *box) {
 		b.next()
-		gpu.set(missing)
+		gpu.set(errMissing)
 		if err := b.end(); err == nil || errors.Is(err, monitors.ErrUnsupported) || !strings.Contains(err.Error(), "worked before") {
 			t.Errorf("error %v", err)
 		}
@@ -224,7 +224,7 @@ func TestAuto_AFailureIsNoReasonForALesserOne(t *testing.T) {
 
 func TestAuto_WithoutAnyIsUnsupported(t *testing.T) {
 	gpu, other, _ := trio()
-	gpu.err, other.err = missing, missing
+	gpu.err, other.err = errMissing, errMissing
 	inBubble(t, func(b *box) {
 		if err := b.end(); !errors.Is(err, monitors.ErrUnsupported) || strings.Count(err.Error(), "no driver") != 2 {
 			t.Errorf("error %v", err)
@@ -241,8 +241,8 @@ func TestAuto_ConstructorMakesItsCandidates(t *testing.T) {
 	if m, err := c.New(monitors.NewPace(0, 0)); err != nil || m.Name() != "auto" || c.Name != "auto" {
 		t.Errorf("made %v, %v", m, err)
 	}
-	c = auto.Constructor(monitors.Constructor{Name: "gpu", New: func(*monitors.Pace) (monitors.Monitor, error) { return nil, missing }})
-	if _, err := c.New(nil); !errors.Is(err, missing) {
+	c = auto.Constructor(monitors.Constructor{Name: "gpu", New: func(*monitors.Pace) (monitors.Monitor, error) { return nil, errMissing }})
+	if _, err := c.New(nil); !errors.Is(err, errMissing) {
 		t.Errorf("error %v", err)
 	}
 }

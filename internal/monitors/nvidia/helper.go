@@ -62,10 +62,8 @@ func Main(o Options, in io.Reader, out io.Writer) int {
 			}
 		}
 	}()
-	if o.Root == "" {
-		o.Root = "/"
-	}
-	s, err := openSession(o.libraries(), o.Root)
+	o = o.withDefaults()
+	s, err := openSession(&o)
 	enc := json.NewEncoder(out)
 	for range due {
 		var a answer

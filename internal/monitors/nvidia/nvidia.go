@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 
@@ -41,6 +42,19 @@ type Options struct {
 	Helper []string
 	// Library makes the driver's library, for tests; the machine's when nil.
 	Library func() nvml.Interface
+	// Clock is the time, for tests; time.Now when nil.
+	Clock func() time.Time
+}
+
+// withDefaults fills in what a session needs, here or in the helper.
+func (o Options) withDefaults() Options {
+	if o.Root == "" {
+		o.Root = "/"
+	}
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
+	return o
 }
 
 // Monitor reads NVIDIA accelerators. Run may be called by one goroutine at a
@@ -59,9 +73,7 @@ func New(o Options) *Monitor {
 	if o.Pace == nil {
 		o.Pace = monitors.NewPace(0, 0)
 	}
-	if o.Root == "" {
-		o.Root = "/"
-	}
+	o = o.withDefaults()
 	if o.Host == nil {
 		o.Host = cpu.New(cpu.Options{Pace: o.Pace})
 	}
@@ -123,7 +135,7 @@ func (m *Monitor) Probe(ctx context.Context) (err error) {
 
 func (m *Monitor) open(ctx context.Context) (source, error) {
 	if len(m.o.Helper) == 0 {
-		return openSession(m.o.libraries(), m.o.Root)
+		return openSession(&m.o)
 	}
 	select {
 	case <-m.left:

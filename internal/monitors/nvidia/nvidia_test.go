@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -357,6 +359,81 @@ func TestNVIDIA_ALostGPUDoesNotHideTheOthers(t *testing.T) {
 	if _, err := first(t, m); !errors.Is(err, nvml.ERROR_GPU_IS_LOST) {
 		t.Errorf("all GPUs lost: %v", err)
 	}
+}
+
+func TestNVIDIA_ADeviceThatIsAddedIsFound(t *testing.T) {
+	d := &driver{gpus: []*gpu{h100("GPU-a")}}
+	var now atomic.Int64
+	r := run(t, monitor(d, func(o *nvidia.Options) {
+		o.Clock = func() time.Time { return time.Unix(now.Load(), 0) }
+	}))
+	defer r.stop()
+	until := func(want int) {
+		t.Helper()
+		for range 10 {
+			s, err := r.next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(s.Devices) == want {
+				return
+			}
+		}
+		t.Fatalf("never %d devices", want)
+	}
+	until(1)
+	d.set(func(d *driver) {
+		g := h100("GPU-b")
+		g.migOn, g.instances = true, []*gpu{migInstance("MIG-1", "1g.10gb", 7, 10*gib), migInstance("MIG-2", "1g.10gb", 8, 10*gib)}
+		d.gpus = append(d.gpus, g)
+	})
+	now.Add(31)
+	until(3)
+	d.set(func(d *driver) { d.gpus[1].instances[1] = nil })
+	now.Add(31)
+	until(2)
+}
+
+func TestNVIDIA_TheGateTellsALostDriverAndTakesItBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &driver{gpus: []*gpu{h100("GPU-a")}}
+		p := monitors.NewPace(0, 0)
+		g, err := monitors.New(monitors.Options{Pace: p})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Register(t.Context(), nvidia.New(nvidia.Options{Host: host{p}, Library: d.library})); err != nil {
+			t.Fatal(err)
+		}
+		stop := runGate(t, g)
+		want := func(state, problem string) {
+			t.Helper()
+			synctest.Wait()
+			if st := g.State()[0]; st.State != state || !strings.Contains(st.Error, problem) {
+				t.Errorf("state %+v, want %s because of %q", st, state, problem)
+			}
+		}
+		want(monitors.StateFresh, "")
+		d.set(func(d *driver) { d.fault = nvml.ERROR_GPU_IS_LOST })
+		time.Sleep(monitors.IdleInterval)
+		want(monitors.StateFailed, "GPU_IS_LOST")
+		if _, fresh := g.Latest(); fresh {
+			t.Error("a reading from before the loss is fresh")
+		}
+		d.set(func(d *driver) { d.fault, d.init = nvml.SUCCESS, nvml.ERROR_DRIVER_NOT_LOADED })
+		time.Sleep(time.Second)
+		want(monitors.StateFailed, "was there before")
+		if wait := time.Until(g.State()[0].RetryAt); wait > 5*time.Second {
+			t.Errorf("a driver that went away is looked for again only in %v", wait)
+		}
+		d.set(func(d *driver) { d.init = nvml.SUCCESS })
+		time.Sleep(10 * time.Second)
+		want(monitors.StateFresh, "")
+		stop()
+		if d.open != 0 {
+			t.Errorf("%d sessions of NVML were left open", d.open)
+		}
+	})
 }
 
 func TestNVIDIA_IsKnownByBothNames(t *testing.T) {

@@ -21,6 +21,7 @@ const rescanEvery = 30 * time.Second
 type session struct {
 	lib     nvml.Interface
 	root    string
+	clock   func() time.Time
 	has     features
 	cards   []card
 	scanned time.Time
@@ -40,12 +41,12 @@ type card struct {
 
 // openSession initialises NVML and lists the devices. What it opened is closed
 // again on an error.
-func openSession(libs []nvml.Interface, root string) (_ *session, err error) {
-	lib, err := initialise(libs)
+func openSession(o *Options) (_ *session, err error) {
+	lib, err := initialise(o.libraries())
 	if err != nil {
 		return nil, err
 	}
-	s := &session{lib: lib, root: root}
+	s := &session{lib: lib, root: o.Root, clock: o.Clock}
 	defer func() {
 		if err != nil {
 			lib.Shutdown() // the first error says more
@@ -77,7 +78,7 @@ func (s *session) scan() error {
 	if n == 0 {
 		return fmt.Errorf("cannot find an NVIDIA GPU, though there is a driver: %w", monitors.ErrUnsupported)
 	}
-	s.cards, s.facts, s.scanned = nil, make(map[string]any), time.Now()
+	s.cards, s.facts, s.scanned = nil, make(map[string]any), s.clock()
 	if s.has.driverVersion {
 		if v, ret := s.lib.SystemGetDriverVersion(); ret == nvml.SUCCESS {
 			s.facts["driver_version"] = v
@@ -188,7 +189,7 @@ func dispensable(ret nvml.Return) bool {
 // read takes one sample. A device that cannot be read any more is an error: the
 // caller must not go on as if it had never been there.
 func (s *session) read(context.Context) (accel.Reading, error) {
-	if time.Since(s.scanned) >= rescanEvery {
+	if s.clock().Sub(s.scanned) >= rescanEvery {
 		if err := s.scan(); err != nil {
 			return accel.Reading{}, err
 		}
