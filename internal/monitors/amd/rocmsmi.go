@@ -181,8 +181,8 @@ func parseRow(n int, fields map[string]string) row {
 	case d.ID != "":
 	case r.pci != "":
 		d.ID = resource.DeviceID("PCI-" + r.pci)
-	default:
-		d.ID = resource.DeviceID("card" + strconv.Itoa(n))
+	default: // as those known by their address: ROCm has to be told the place in the order
+		d.ID = resource.DeviceID("PCI-card" + strconv.Itoa(n))
 	}
 	return r
 }
