@@ -26,6 +26,8 @@ type pool struct {
 	external resource.Bytes
 	before   resource.Bytes // external in the reading before
 	peaks    []peak
+	// restless: a worker ended here not long ago; nothing is held until then.
+	restless time.Time
 	// base is the part of the use that was nobody's of ours when a worker whose
 	// memory nobody reports began to load or run (see blind workers, measure.go).
 	base resource.Bytes

@@ -40,14 +40,16 @@ type inst struct {
 	canAsk    bool           // its plugin offers release()
 
 	// Where the worker sits and what it was seen to hold.
-	devices                 []resource.DeviceID
-	split                   bool // its policy sets aside what the worker and what its jobs take apart
-	loaded                  bool // it was seen ready since it was started
-	begun                   bool // something of ours may have started it
-	use                     map[resource.DeviceID]use
-	refs                    map[resource.DeviceID]reference
-	pids                    []int
-	loadUse                 map[resource.DeviceID]resource.Bytes // what it held when its load had ended
+	devices []resource.DeviceID
+	split   bool // its policy sets aside what the worker and what its jobs take apart
+	loaded  bool // it was seen ready since it was started
+	begun   bool // something of ours may have started it
+	use     map[resource.DeviceID]use
+	refs    map[resource.DeviceID]reference
+	pids    []int
+	loadUse map[resource.DeviceID]resource.Bytes // what it held when its load had ended
+	// most is what its allocators ever had of each device, by its own report.
+	most                    map[resource.DeviceID]resource.Bytes
 	loadRAM                 resource.Bytes
 	meter                   meter
 	measureLoad             bool // its load has the device to itself
@@ -233,6 +235,7 @@ func (l *loop) gone(now time.Time, in *inst) {
 	in.idleSince, in.residentSince = time.Time{}, time.Time{}
 	in.rss, in.rssBefore = 0, 0
 	in.devices, in.meter = nil, meter{}
+	clear(in.most)
 	l.forgetClaims(in.name)
 }
 

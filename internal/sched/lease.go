@@ -283,9 +283,9 @@ func (l *loop) leaseState(x *lease) LeaseState {
 	st := LeaseState{Lease: x.Lease}
 	st.Missing = min(max(-l.freeOn(x.Device), 0), x.Bytes)
 	if st.Missing > 0 {
-		for _, in := range l.order {
-			if l.onDevice(in, x.Device) > 0 {
-				st.Holders = append(st.Holders, in.name)
+		for _, a := range l.workerAccounts() {
+			if a.Device == x.Device && a.Counted() > 0 {
+				st.Holders = append(st.Holders, a.Instance)
 			}
 		}
 	}

@@ -142,6 +142,16 @@ func (l *loop) attribute(in *inst) {
 			}
 		}
 	}
+	if st.Usage != nil {
+		for name, n := range st.Usage.MaxDevices {
+			if dev, known := l.deviceNamed(name); known {
+				if in.most == nil {
+					in.most = make(map[resource.DeviceID]resource.Bytes)
+				}
+				in.most[dev] = resource.Bytes(n)
+			}
+		}
+	}
 	l.keepUse(in)
 }
 
@@ -222,17 +232,18 @@ func (l *loop) divide(now time.Time, p *pool) {
 	p.gone = l.leftOn(p.dev.ID)
 	var frozen, weight resource.Bytes
 	l.blind = l.blind[:0]
-	moving := l.settlingOn(p.dev.ID)
+	moving := l.settlingOn(p.dev.ID) || p.restless.After(now)
 	for _, in := range l.order {
 		if !in.live {
 			continue
 		}
 		u := in.use[p.dev.ID]
-		moving = moving || (in.leaving() && u.bytes > 0)
-		switch sits := slices.Contains(in.devices, p.dev.ID); {
+		sits := slices.Contains(in.devices, p.dev.ID)
+		moving = moving || (in.leaving() && u.bytes > 0) || (sits && !in.loaded)
+		switch {
 		case u.source != "" && u.source != learn.SourceDelta:
 			p.known += u.bytes
-		case sits && in.active() && !in.leaving():
+		case sits && (in.active() || in.meter.pending()) && !in.leaving():
 			l.blind = append(l.blind, in)
 			weight += l.ledger.held(in.name, p.dev.ID)
 		default:

@@ -121,7 +121,7 @@ func (l *loop) forgetClaims(instance string) {
 		return
 	}
 	for i := range l.ledger.claims {
-		if c := &l.ledger.claims[i]; c.Instance == instance && c.Phase == PhaseReleasing {
+		if c := &l.ledger.claims[i]; c.Instance == instance && c.past() {
 			return
 		}
 	}

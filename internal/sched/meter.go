@@ -1,6 +1,7 @@
 package sched
 
 import (
+	"maps"
 	"time"
 
 	"github.com/cjmd/cjmd/internal/events"
@@ -21,7 +22,13 @@ type meter struct {
 	runs     peaks
 	most     int // runs at once since the worker was last idle
 	finished []ranRun
+	// seen is in.most as of what was learned last: a rise beyond it is a peak of
+	// what is being measured, however short it was.
+	seen map[resource.DeviceID]resource.Bytes
 }
+
+// pending reports whether something has ended that no reading has followed yet.
+func (m *meter) pending() bool { return (m.done && !m.began.IsZero()) || len(m.finished) > 0 }
 
 type ranRun struct {
 	took   time.Duration
@@ -57,6 +64,23 @@ func (p *peaks) add(in *inst) {
 		}
 		p.dev[dev] = max(p.dev[dev], u.bytes)
 		p.source = u.source
+	}
+	for dev, n := range in.most {
+		if n <= in.meter.seen[dev] {
+			continue
+		}
+		if p.dev == nil {
+			p.dev = make(map[resource.DeviceID]resource.Bytes)
+		}
+		p.dev[dev] = max(p.dev[dev], n)
+		p.source = learn.SourceWorker
+	}
+}
+
+// learned starts the next measurement.
+func (in *inst) learned() {
+	if len(in.most) > 0 {
+		in.meter.seen = maps.Clone(in.most)
 	}
 }
 
@@ -142,6 +166,7 @@ func (l *loop) learnLoad(now time.Time, in *inst) {
 		in.loadUse[dev] = n
 	}
 	in.loadRAM = m.load.ram
+	in.learned()
 	l.teach(now, in, func(p *learn.Profile) {
 		p.Observe(learn.Sample{Phase: learn.Load, At: now, Duration: m.took, VRAM: m.load.above(nil), Source: in.gpuSource(&m.load), RAM: m.load.ram})
 	})
@@ -165,7 +190,7 @@ func (l *loop) learnRuns(now time.Time, in *inst) {
 	share := resource.Bytes(max(m.most, 1))
 	s := learn.Sample{Phase: learn.Run, At: now, VRAM: m.runs.above(in.loadUse) / share, Source: in.gpuSource(&m.runs)}
 	if in.loadRAM > 0 {
-		s.RAM = max(m.runs.ram-in.loadRAM, 0) / share
+		s.RAM, s.HasRAM = max(m.runs.ram-in.loadRAM, 0)/share, true
 	}
 	l.teach(now, in, func(p *learn.Profile) {
 		for _, r := range m.finished {
@@ -174,6 +199,7 @@ func (l *loop) learnRuns(now time.Time, in *inst) {
 		}
 	})
 	m.finished = m.finished[:0]
+	in.learned()
 	if in.running == 0 {
 		m.runs.reset()
 		m.most = 0

@@ -47,6 +47,7 @@ func (l *loop) leave(now time.Time, in *inst) {
 		if dev == resource.HostDevice || p == nil || !p.seen || (bytes == 0 && !judged) {
 			continue
 		}
+		p.restless = now.Add(settleCap)
 		s := &settle{instance: in.name, device: dev, since: now, ref: ref, judged: judged && ref.bytes > 0, left: ref.bytes,
 			pids: slices.Clone(in.pids), lastUsed: -1}
 		l.settles = append(l.settles, s)
@@ -85,6 +86,7 @@ func (l *loop) settleAll(now time.Time) {
 			continue
 		}
 		l.ledger.drop(func(c *Claim) bool { return c.past() && c.Instance == s.instance && c.Device == s.device })
+		l.forgetClaims(s.instance)
 		took := now.Sub(s.since)
 		l.s.log.Info("memory of an ended worker is back", zap.String("instance", s.instance), zap.String("device", string(s.device)),
 			zap.Duration("after", took))

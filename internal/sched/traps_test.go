@@ -322,3 +322,32 @@ func TestTrap_AnUnknownNeedIsMeasuredAloneOnce(t *testing.T) {
 		c.tick(10 * time.Second)
 	})
 }
+
+// Seen: the memory of an unloaded worker, in no list any more and not back yet,
+// counted as that of strangers, and was held as such for a minute.
+func TestTrap_MemoryOnItsWayBackIsNobodyElses(t *testing.T) {
+	for _, silent := range []bool{false, true} {
+		t.Run(fmt.Sprint("silent=", silent), func(t *testing.T) {
+			onCards(t, []resource.Bytes{24}, func(c *cards) {
+				c.linger, c.silent = 700*time.Millisecond, silent
+				c.gpu("a", 14, 0)
+				if err := c.Load(c.t.Context(), "a"); err != nil {
+					t.Fatal(err)
+				}
+				c.tick(3 * time.Second)
+				if err := c.Unload(c.t.Context(), "a", "by hand"); err != nil {
+					t.Fatal(err)
+				}
+				for range 20 {
+					c.tick(100 * time.Millisecond)
+					if d := c.State().Devices[0]; d.External != 0 && !silent {
+						t.Fatalf("external %v MiB", d.External.MB())
+					}
+				}
+				if d := c.State().Devices[0]; d.Free != 24*gib {
+					t.Errorf("device %+v", d)
+				}
+			})
+		})
+	}
+}
