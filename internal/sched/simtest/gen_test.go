@@ -48,7 +48,7 @@ func (s shape) draw(rt *rapid.T) *Trace {
 			Priority: rapid.SampledFrom([]int{0, 0, 0, 5}).Draw(rt, "priority"), Submitter: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(rt, "who")})
 	}
 	s.faults(rt, t, n)
-	t.Horizon = Time(48 * time.Hour)
+	t.Horizon = Time(6 * time.Hour)
 	if err := t.check(); err != nil {
 		rt.Fatalf("drew a trace that makes no sense: %v", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"go.yaml.in/yaml/v3"
 	"pgregory.net/rapid"
 
 	"github.com/cjmd/cjmd/internal/jobs"
@@ -146,6 +147,11 @@ func onlyOnce(rt *rapid.T, r *Result) {
 
 // completes: every job ends well, and nothing ever runs out of memory.
 func completes(rt *rapid.T, r *Result) {
+	rt.Cleanup(func() {
+		if rt.Failed() {
+			rt.Log(story(r))
+		}
+	})
 	if r.Overdue {
 		rt.Fatalf("jobs are left at %s", r.End)
 	}
@@ -176,6 +182,29 @@ func fingerprint(r *Result) string {
 	fmt.Fprintln(&b, r.End, r.Admissions, r.Loads, r.Stops, r.Passes)
 	for _, s := range r.Spans {
 		fmt.Fprintln(&b, s)
+	}
+	return b.String()
+}
+
+// story tells a failed simulation: what was installed and what was done.
+func story(r *Result) string {
+	var b strings.Builder
+	body, err := yaml.Marshal(r.Trace)
+	fmt.Fprintf(&b, "%s%v\n", body, err)
+	for _, name := range sortedKeys(r.Blocks) {
+		fmt.Fprintf(&b, "%s waits: %+v\n", name, *r.Blocks[name])
+	}
+	for i, s := range r.Spans {
+		if i > 60 {
+			break
+		}
+		fmt.Fprintf(&b, "%s..%s %s %s %s %v\n", s.From, s.To, s.Kind, s.Instance, s.Job, s.Devices)
+	}
+	for i, n := range r.Notes {
+		if i > 60 {
+			break
+		}
+		fmt.Fprintf(&b, "%s %s %s %s\n", n.At, n.Kind, n.Instance, n.Data)
 	}
 	return b.String()
 }

@@ -21,34 +21,34 @@ import (
 // Trace is a machine, what is installed on it, and what happens to it. The
 // file format is described in docs/simulator.md.
 type Trace struct {
-	Name    string `yaml:"name"`
-	About   string `yaml:"about"`
-	Seed    uint64 `yaml:"seed"`
-	Horizon Time   `yaml:"horizon"` // the simulation ends here at the latest; 0: 24 h
+	Name    string `yaml:"name,omitempty"`
+	About   string `yaml:"about,omitempty"`
+	Seed    uint64 `yaml:"seed,omitempty"`
+	Horizon Time   `yaml:"horizon,omitempty"` // the simulation ends here at the latest; 0: 24 h
 
-	Machine  MachineSpec           `yaml:"machine"`
-	Plugins  map[string]PluginSpec `yaml:"plugins"`
-	Arrivals []Arrival             `yaml:"arrivals"`
-	Faults   []FaultSpec           `yaml:"faults"`
+	Machine  MachineSpec           `yaml:"machine,omitempty"`
+	Plugins  map[string]PluginSpec `yaml:"plugins,omitempty"`
+	Arrivals []Arrival             `yaml:"arrivals,omitempty"`
+	Faults   []FaultSpec           `yaml:"faults,omitempty"`
 }
 
 // MachineSpec is the machine of a trace.
 type MachineSpec struct {
-	CPUs         int          `yaml:"cpus"`
-	RAMMB        float64      `yaml:"ram_mb"`
-	RAMUsedMB    float64      `yaml:"ram_used_mb"`
-	Devices      []DeviceSpec `yaml:"devices"`
-	MonitorLag   Time         `yaml:"monitor_lag"`
-	MonitorEvery Time         `yaml:"monitor_every"` // while busy; 0: 200 ms
+	CPUs         int          `yaml:"cpus,omitempty"`
+	RAMMB        float64      `yaml:"ram_mb,omitempty"`
+	RAMUsedMB    float64      `yaml:"ram_used_mb,omitempty"`
+	Devices      []DeviceSpec `yaml:"devices,omitempty"`
+	MonitorLag   Time         `yaml:"monitor_lag,omitempty"`
+	MonitorEvery Time         `yaml:"monitor_every,omitempty"` // while busy; 0: 200 ms
 }
 
 // DeviceSpec is one accelerator.
 type DeviceSpec struct {
-	ID      string  `yaml:"id"` // "": GPU-0, GPU-1, …
-	Name    string  `yaml:"name"`
-	TotalMB float64 `yaml:"total_mb"`
-	UsedMB  float64 `yaml:"used_mb"`
-	Unified bool    `yaml:"unified"`
+	ID      string  `yaml:"id,omitempty"` // "": GPU-0, GPU-1, …
+	Name    string  `yaml:"name,omitempty"`
+	TotalMB float64 `yaml:"total_mb,omitempty"`
+	UsedMB  float64 `yaml:"used_mb,omitempty"`
+	Unified bool    `yaml:"unified,omitempty"`
 }
 
 // How much the scheduler is told about a plugin's needs.
@@ -61,53 +61,53 @@ const (
 // PluginSpec is what a plugin does, and what is known about it.
 type PluginSpec struct {
 	// What it really takes, per device.
-	ResidentMB   float64 `yaml:"resident_mb"`
-	ExecuteMB    float64 `yaml:"execute_mb"`
-	LoadPeakMB   float64 `yaml:"load_peak_mb"`
-	RAMMB        float64 `yaml:"ram_mb"`
-	ExecuteRAMMB float64 `yaml:"execute_ram_mb"`
-	Devices      int     `yaml:"devices"` // 0 with vram: 1
-	Load         Range   `yaml:"load"`
-	Run          Range   `yaml:"run"`
-	Concurrency  int     `yaml:"concurrency"`
-	Needs        string  `yaml:"needs"`       // declared (default), learned, unknown
-	DeclaredMB   float64 `yaml:"declared_mb"` // instead of the truth
-	Pinned       bool    `yaml:"pinned"`
-	Keeps        bool    `yaml:"keeps"` // a caching allocator, with release()
-	ReleaseLag   Range   `yaml:"release_lag"`
-	LeakMB       float64 `yaml:"leak_mb"`
-	LeakFor      Time    `yaml:"leak_for"`
-	IgnoreTerm   bool    `yaml:"ignore_term"`
-	FailLoad     float64 `yaml:"fail_load"`
-	Crash        float64 `yaml:"crash"`
-	OOMKills     bool    `yaml:"oom_kills"`
-	ReportsUsage bool    `yaml:"reports_usage"`
-	RunTimeout   Time    `yaml:"run_timeout"`
+	ResidentMB   float64 `yaml:"resident_mb,omitempty"`
+	ExecuteMB    float64 `yaml:"execute_mb,omitempty"`
+	LoadPeakMB   float64 `yaml:"load_peak_mb,omitempty"`
+	RAMMB        float64 `yaml:"ram_mb,omitempty"`
+	ExecuteRAMMB float64 `yaml:"execute_ram_mb,omitempty"`
+	Devices      int     `yaml:"devices,omitempty"` // 0 with vram: 1
+	Load         Range   `yaml:"load,omitempty"`
+	Run          Range   `yaml:"run,omitempty"`
+	Concurrency  int     `yaml:"concurrency,omitempty"`
+	Needs        string  `yaml:"needs,omitempty"`       // declared (default), learned, unknown
+	DeclaredMB   float64 `yaml:"declared_mb,omitempty"` // instead of the truth
+	Pinned       bool    `yaml:"pinned,omitempty"`
+	Keeps        bool    `yaml:"keeps,omitempty"` // a caching allocator, with release()
+	ReleaseLag   Range   `yaml:"release_lag,omitempty"`
+	LeakMB       float64 `yaml:"leak_mb,omitempty"`
+	LeakFor      Time    `yaml:"leak_for,omitempty"`
+	IgnoreTerm   bool    `yaml:"ignore_term,omitempty"`
+	FailLoad     float64 `yaml:"fail_load,omitempty"`
+	Crash        float64 `yaml:"crash,omitempty"`
+	OOMKills     bool    `yaml:"oom_kills,omitempty"`
+	ReportsUsage bool    `yaml:"reports_usage,omitempty"`
+	RunTimeout   Time    `yaml:"run_timeout,omitempty"`
 }
 
 // Arrival is a stream of jobs of one plugin.
 type Arrival struct {
-	Plugin    string  `yaml:"plugin"`
-	Count     int     `yaml:"count"` // 0: 1
-	At        Time    `yaml:"at"`
-	Every     Time    `yaml:"every"`  // 0: all at once
-	Jitter    float64 `yaml:"jitter"` // 0..1 of every
-	Priority  int     `yaml:"priority"`
-	Submitter string  `yaml:"submitter"`
-	Run       Range   `yaml:"run"` // instead of the plugin's
+	Plugin    string  `yaml:"plugin,omitempty"`
+	Count     int     `yaml:"count,omitempty"` // 0: 1
+	At        Time    `yaml:"at,omitempty"`
+	Every     Time    `yaml:"every,omitempty"`  // 0: all at once
+	Jitter    float64 `yaml:"jitter,omitempty"` // 0..1 of every
+	Priority  int     `yaml:"priority,omitempty"`
+	Submitter string  `yaml:"submitter,omitempty"`
+	Run       Range   `yaml:"run,omitempty"` // instead of the plugin's
 }
 
 // FaultSpec is something that goes wrong. Kinds: those of package sim (foreign,
 // silence, no_pids, vanish, crash) and kill (the daemon is killed and started
 // again after a second).
 type FaultSpec struct {
-	Kind   string  `yaml:"kind"`
-	At     Time    `yaml:"at"`
-	Until  Time    `yaml:"until"`
-	Device int     `yaml:"device"` // index
-	Name   string  `yaml:"name"`
-	MB     float64 `yaml:"mb"`
-	Ramp   Time    `yaml:"ramp"`
+	Kind   string  `yaml:"kind,omitempty"`
+	At     Time    `yaml:"at,omitempty"`
+	Until  Time    `yaml:"until,omitempty"`
+	Device int     `yaml:"device,omitempty"` // index
+	Name   string  `yaml:"name,omitempty"`
+	MB     float64 `yaml:"mb,omitempty"`
+	Ramp   Time    `yaml:"ramp,omitempty"`
 }
 
 // Kill is the fault that ends the daemon like kill -9; it comes back a second later.
@@ -122,6 +122,9 @@ func (t *Time) UnmarshalYAML(n *yaml.Node) error {
 	*t = Time(d)
 	return err
 }
+
+// MarshalYAML implements yaml.Marshaler.
+func (t Time) MarshalYAML() (any, error) { return time.Duration(t).String(), nil }
 
 func parseTime(s string) (time.Duration, error) {
 	if s == "0" {
@@ -154,6 +157,14 @@ func (r *Range) UnmarshalYAML(n *yaml.Node) error {
 	}
 	r.Max = hi
 	return err
+}
+
+// MarshalYAML implements yaml.Marshaler.
+func (r Range) MarshalYAML() (any, error) {
+	if r.Max <= r.Min {
+		return r.Min.String(), nil
+	}
+	return r.Min.String() + ".." + r.Max.String(), nil
 }
 
 // LoadTrace reads a trace from a file.

@@ -56,9 +56,10 @@ type Result struct {
 	Owners  map[resource.DeviceID][]string // of Memory, in order of appearance
 	OOMs    []OOM
 	Notes   []Note
-	End     time.Duration // when the last job was final, or the horizon
-	Alive   int           // workers that are left after the daemon's end
-	Overdue bool          // the horizon came before the last job's end
+	End     time.Duration          // when the last job was final, or the horizon
+	Alive   int                    // workers that are left after the daemon's end
+	Overdue bool                   // the horizon came before the last job's end
+	Blocks  map[string]*jobs.Block // why jobs waited at the end, by instance
 
 	Admissions, Loads, Stops, Releases, Passes int
 }
@@ -222,12 +223,12 @@ func (w *world) run() (*Result, error) {
 			break
 		}
 	}
-	end := w.d.since()
+	end, blocks := w.d.since(), w.q.blocks
 	overdue := w.q.final < w.total
 	if !w.down {
 		w.endDaemon()
 	}
-	res := &Result{Trace: w.t, Policy: w.o.Policy.Name(), Jobs: w.rec.order, End: end, Overdue: overdue, Alive: w.m.Alive(),
+	res := &Result{Trace: w.t, Policy: w.o.Policy.Name(), Jobs: w.rec.order, End: end, Overdue: overdue, Blocks: blocks, Alive: w.m.Alive(),
 		OOMs: w.rec.ooms, Notes: w.rec.notes, Memory: w.rec.mem, Owners: w.rec.owner,
 		Admissions: w.rec.admissions, Loads: w.rec.loads, Stops: w.rec.stops, Releases: w.rec.releases, Passes: w.passes}
 	w.rec.close()
