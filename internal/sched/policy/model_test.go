@@ -250,8 +250,8 @@ func topPriority(g *sched.GroupView) int {
 }
 
 func firstPriority(g *sched.GroupView) int {
-	if g.LoadWanted || len(g.Ready) == 0 {
-		return 0
+	if g.LoadWanted {
+		return max(topPriority(g), 0)
 	}
 	return topPriority(g)
 }

@@ -17,6 +17,7 @@ type ask struct {
 	want    int     // devices it spans; 0: none
 	here    bool    // its worker is there
 	measure bool    // nobody knows what it takes: the devices have to be its own
+	late    bool    // it does not start at once: victims have to go first
 
 	resVRAM, execVRAM resource.Bytes
 	resRAM, execRAM   resource.Bytes
@@ -306,7 +307,10 @@ func (w *pass) ends(a *ask) time.Time {
 		return time.Time{}
 	}
 	run := a.g.RunTimeP90
-	if !a.here || a.g.Loading {
+	if a.late { // it starts when its victims are gone
+		return time.Time{}
+	}
+	if !a.g.Resident || a.g.Loading {
 		if a.g.LoadTime <= 0 {
 			return time.Time{}
 		}

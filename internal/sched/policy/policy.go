@@ -47,3 +47,10 @@ func (r rule) Decide(v sched.View) sched.Plan {
 	w.jobs()
 	return w.plan
 }
+
+// bringsFacts reports whether g serves the registered monitor and needs no
+// accelerator: its worker is loaded without a reading, because there is none
+// before it is.
+func bringsFacts(v *sched.View, g *sched.GroupView) bool {
+	return g.Instance == v.MonitorInstance && !g.Need.GPU && !g.Demand.RequiresGPU
+}

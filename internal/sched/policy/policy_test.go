@@ -139,6 +139,11 @@ func TestPolicies_Decisions(t *testing.T) {
 		{"load asked for", machine(8*gib, group("a", 0, ram(4), set(func(g *sched.GroupView) { g.LoadWanted = true }))), "load a", "load a", "load a"},
 		{"load comes before jobs", machine(8*gib, group("b", 1, ram(6)), group("a", 0, ram(4), set(func(g *sched.GroupView) { g.LoadWanted = true }))),
 			"load a, start b0", "load a, fail b0 resource", "load a, block b resource"},
+		{"load of the monitor's own worker without facts", func() sched.View {
+			v := machine(8*gib, group("m", 0, ram(4), set(func(g *sched.GroupView) { g.LoadWanted = true })))
+			v.Fresh, v.MonitorInstance = false, "m"
+			return v
+		}(), "load m", "load m", "load m"},
 		{"load that does not fit", machine(2*gib, group("a", 0, ram(4), set(func(g *sched.GroupView) { g.LoadWanted = true }))),
 			"load a", "fail  resource", "block a resource"},
 		{"load of a stopping worker waits", machine(8*gib, group("a", 0, idle(1), set(func(g *sched.GroupView) { g.LoadWanted, g.Stopping = true, "unload" }))),

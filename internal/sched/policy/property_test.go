@@ -135,6 +135,9 @@ func staysWithinWhatIsFree(t *rapid.T, v sched.View, plan sched.Plan) {
 	for _, c := range plan.Hold { // a new hold lets go of the old one
 		m.unhold(c.Instance)
 	}
+	if !v.Fresh && slices.ContainsFunc(plan.Start, func(s sched.Start) bool { return s.Job == "" && s.Instance == v.MonitorInstance }) {
+		delete(m.grown, resource.HostDevice) // it brings the facts, so it is loaded without
+	}
 	for pool := range m.grown {
 		if m.grown[pool] && m.free[pool] < 0 {
 			t.Fatalf("%s is overbooked by %d: %s", pool, -m.free[pool], tell(v, plan))
@@ -246,7 +249,7 @@ func stopsOnlyWhoMayGo(t *rapid.T, v sched.View, plan sched.Plan) {
 		if !sufficient(m, plan, asker, set) {
 			t.Fatalf("%v are not enough for %s: %s", set, asker, tell(v, plan))
 		}
-		if !a.Need.Known && a.Need.GPU {
+		if !a.Need.Known && a.Need.GPU || m.dropped { // or room that was kept came back later
 			continue
 		}
 		for i := range set {
@@ -408,7 +411,7 @@ func memoryIsTrue(t *rapid.T, v sched.View, plan sched.Plan, m *model, g *sched.
 		return true
 	}
 	ends := now.Add(g.RunTimeP90)
-	if _, here := m.here[g.Instance]; !here {
+	if !g.Resident {
 		ends = ends.Add(g.LoadTime)
 		stays := now.Add(max(30*time.Second, 2*g.LoadTime)).After(s.At) || g.Pinned || g.Instance == v.MonitorInstance || g.Queued > 1 || g.LoadWanted
 		if g.LoadTime == 0 || stays {
@@ -465,15 +468,14 @@ func withStarts(v sched.View, plan sched.Plan) *sched.View {
 	m := newModel(&v)
 	for _, s := range plan.Start {
 		g := find(&v, s.Instance)
-		_, here := m.here[s.Instance]
 		m.after(sched.Plan{Start: []sched.Start{s}})
 		r := sched.RunView{Job: s.Job, Instance: s.Instance, Since: now, Devices: m.here[s.Instance], VRAM: g.Need.ExecuteVRAM, RAM: g.Need.ExecuteRAM}
 		if s.Job == "" {
 			continue
 		}
-		if g.RunTimeP90 > 0 && (here && !g.Loading || g.LoadTime > 0) {
+		if g.RunTimeP90 > 0 && (g.Resident && !g.Loading || g.LoadTime > 0) {
 			r.Ends = now.Add(g.RunTimeP90)
-			if !here || g.Loading {
+			if !g.Resident || g.Loading {
 				r.Ends = r.Ends.Add(g.LoadTime)
 			}
 		}

@@ -173,6 +173,10 @@ func (w *pass) startOrNot(i int, t *ranked) verdict {
 	}
 	if a.facts() {
 		if !w.view.Fresh { // nothing is judged, least of all "never", without a reading
+			if a.job == nil && bringsFacts(&w.view, a.g) {
+				w.start(&a)
+				return started
+			}
 			w.block(a.g, w.stale())
 			return waits
 		}

@@ -55,9 +55,21 @@ func overused() *box {
 
 func TestReserve_Facts(t *testing.T) {
 	stale := func(b *box) *box { b.v.Fresh = false; return b }
+	monitors := func(b *box) *box {
+		b.v.MonitorInstance = "m"
+		b.group("m").LoadWanted = true
+		return b
+	}
 	check(t, []decision{
 		{"stale holds what takes memory", stale(newBox(24).put("a", 1, need(4, 0)).put("b", 1, hostNeed(1, 0)).put("c", 1)), "start c0, block a stale_monitor, block b stale_monitor"},
 		{"stale holds the run of a loaded worker that takes memory", stale(newBox(24).put("a", 1, need(4, 1)).loaded("a", 0).put("b", 1, need(4, 0)).loaded("b", 0)), "start b0, block a stale_monitor"},
+		{"the monitor's own worker brings the facts", monitors(stale(newBox(24).put("m", 0, hostNeed(1, 0)).put("a", 1, hostNeed(1, 0)))), "load m, block a stale_monitor"},
+		{"unless it needs an accelerator", monitors(stale(newBox(24).put("m", 0, need(1, 0)))), "block m stale_monitor"},
+		{"its jobs wait like all", func() *box {
+			b := monitors(stale(newBox(24).put("m", 1, hostNeed(1, 0))))
+			b.group("m").LoadWanted = false
+			return b
+		}(), "block m stale_monitor"},
 		{"stale refuses nothing", stale(newBox().put("a", 1, need(4, 0)).put("b", 1, hostNeed(100, 0))), "block a stale_monitor, block b stale_monitor"},
 		{"a need of nothing starts with less than nothing free", nothingLeft().put("a", 1), "start a0"},
 		{"a loaded worker whose run takes nothing starts with less than nothing free", newBox(24).put("a", 1, need(20, 0)).loaded("a", 0).foreign(0, 9), "start a0"},

@@ -36,29 +36,29 @@ func (w *pass) makeRoom(a *ask) bool {
 	if a.here && w.move(a) {
 		return true
 	}
+	a.late = true
 	best, ok := w.cheapest(a, false)
 	if !ok {
+		a.late = false
 		return false
 	}
 	a.on = best.on
-	names := w.names(best.set)
-	if asked := w.release(a, best.set); len(asked) > 0 {
-		w.block(a.g, &jobs.Block{Code: "resource", Holders: asked, Needs: w.needs(a),
-			Sentence: list(asked) + " is asked to release memory for " + a.g.Instance})
-		w.hold(a) // in this pass only: when they have answered a is looked at again
-		return true
-	}
+	needs := w.needs(a)
 	w.constrain(a)
-	for _, i := range best.set {
-		w.plan.Evict = append(w.plan.Evict, sched.Eviction{Instance: w.view.Groups[i].Instance, Asker: a.g.Instance})
-	}
-	w.spendSwaps(best.set)
 	w.hold(a)
 	w.plan.Hold = append(w.plan.Hold, w.heldClaims(a)...)
+	if asked := w.release(a, best.set); len(asked) > 0 {
+		w.block(a.g, &jobs.Block{Code: "resource", Holders: asked, Needs: needs,
+			Sentence: list(asked) + " is asked to release memory for " + a.g.Instance})
+		return true
+	}
 	for _, i := range best.set {
+		w.plan.Evict = append(w.plan.Evict, sched.Eviction{Instance: w.view.Groups[i].Instance, Asker: a.g.Instance})
 		w.guests[i].gone = a.g.Instance
 	}
-	w.block(a.g, &jobs.Block{Code: "resource", Holders: names, Needs: w.needs(a),
+	w.spendSwaps(best.set)
+	names := w.names(best.set)
+	w.block(a.g, &jobs.Block{Code: "resource", Holders: names, Needs: needs,
 		Sentence: "waiting for the memory of " + list(names) + ", which makes room for " + a.g.Instance})
 	return true
 }

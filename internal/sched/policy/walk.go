@@ -105,6 +105,11 @@ func (w *walk) startOrNot(i int, job *jobs.Ready) verdict {
 		return started
 	}
 	if !w.view.Fresh { // nothing is judged, least of all "never", without a reading
+		if job == nil && bringsFacts(&w.view, g) {
+			claims, _ := w.book.place(g)
+			w.start(g, job, claims)
+			return started
+		}
 		w.block(g, w.stale())
 		return waits
 	}
