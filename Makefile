@@ -40,8 +40,9 @@ build: ## Build bin/cjmd and bin/cjm-ctl
 test: test-go test-python ## All tests: Go with the race detector, then Python
 
 .PHONY: test-go
+# -count=1: many tests run the built daemon, whose sources the cache of results does not watch.
 test-go: ## Go tests with the race detector (TEST_FLAGS adds flags)
-	$(GO) test -race -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) ./...
+	$(GO) test -race -count=1 -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) ./...
 
 .PHONY: test-python
 test-python: ## Python tests, with the standard library alone

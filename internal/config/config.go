@@ -118,7 +118,7 @@ type Scheduler struct {
 
 // Monitor chooses the source of facts that gates admission.
 type Monitor struct {
-	Name         string        `koanf:"name" doc:"The registered system monitor; none: no monitor."`
+	Name         string        `koanf:"name" doc:"The registered system monitor: auto (the first of nvidia, amd and cpu that works here), one of these, or none."`
 	IntervalIdle time.Duration `koanf:"interval_idle" doc:"Sampling while nothing loads or runs."`
 	IntervalBusy time.Duration `koanf:"interval_busy" doc:"Sampling while something loads, runs or stops."`
 	MaxAge       time.Duration `koanf:"max_age" doc:"A reading older than this is stale and admits nothing that needs it."`
@@ -170,7 +170,7 @@ func Defaults(dirs Dirs) Config {
 		},
 		Scheduler: Scheduler{Policy: "reserve", QueueWait: 300 * time.Second, RAMMarginMB: 512, GPUMarginMB: 256},
 		Monitor: Monitor{
-			Name:         "cpu",
+			Name:         "auto",
 			IntervalIdle: 2 * time.Second,
 			IntervalBusy: 200 * time.Millisecond,
 			MaxAge:       10 * time.Second,
