@@ -66,7 +66,7 @@ func (m *model) after(p sched.Plan) *model {
 		if _, ok := m.here[s.Instance]; !ok {
 			m.here[s.Instance] = s.Devices
 		}
-		m.started[s.Instance] = true
+		m.started[s.Instance] = m.started[s.Instance] || s.Job != "" || !find(m.v, s.Instance).Resident
 		for _, c := range s.Claims {
 			k := place{s.Instance, c.Device}
 			before := max(m.base[k], m.used[k])

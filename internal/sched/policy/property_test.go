@@ -396,7 +396,8 @@ func memoryIsTrue(t *rapid.T, v sched.View, plan sched.Plan, m *model, g *sched.
 		slices.ContainsFunc(plan.Release, func(r sched.ReleaseAsk) bool { return asks(r.Asker) }) {
 		return true // stopsOnlyWhoMayGo has looked at it
 	}
-	job := !g.LoadWanted || m.started[g.Instance]
+	job := !g.LoadWanted || slices.ContainsFunc(plan.Start, func(s sched.Start) bool { return s.Job == "" && asks(s.Instance) }) ||
+		slices.ContainsFunc(plan.Fail, func(f sched.Failure) bool { return f.Job == "" && asks(f.Instance) })
 	if !m.fits(g, job) || m.dropped { // true when it was said; room that was kept came back later
 		return true
 	}

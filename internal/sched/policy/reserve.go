@@ -92,7 +92,6 @@ func (w *pass) loads() {
 		}
 		switch b := w.closed(g); {
 		case b == nil && w.guests[i].here && w.guests[i].gone == "": // what was asked for is there, or on its way
-			w.guests[i].started = true
 			w.plan.Start = append(w.plan.Start, sched.Start{Instance: g.Instance})
 		case b == nil:
 			w.startOrNot(i, nil)

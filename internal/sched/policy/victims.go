@@ -67,7 +67,7 @@ func (w *pass) makeRoom(a *ask) bool {
 // its next job, while another could.
 func (w *pass) move(a *ask) bool {
 	gu := &w.guests[a.group]
-	if a.want == 0 || len(gu.on) == 0 || gu.busy > 0 || gu.started || a.g.Loading || a.g.IdleSince.IsZero() || w.furniture(a.group) {
+	if a.want == 0 || len(gu.on) == 0 || gu.busy > 0 || gu.started || a.g.Loading || a.g.LoadWanted || a.g.IdleSince.IsZero() || w.furniture(a.group) {
 		return false
 	}
 	for _, p := range gu.on {
