@@ -28,6 +28,7 @@ type Options struct {
 // Bench is one run of the benchmarks. Rows use it one after the other.
 type Bench struct {
 	Quick  bool
+	Repo   string // the checkout
 	Python string // the interpreter itself, not a shim that starts one
 
 	log     io.Writer
@@ -48,7 +49,7 @@ func Open(ctx context.Context, o Options) (_ *Bench, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a private directory: %w", err)
 	}
-	b := &Bench{Quick: o.Quick, log: o.Log, dir: dir, cjmd: o.CJMD, plugins: filepath.Join(repo, "bench", "plugins"), sdk: filepath.Join(repo, "sdk", "python")}
+	b := &Bench{Quick: o.Quick, Repo: repo, log: o.Log, dir: dir, cjmd: o.CJMD, plugins: filepath.Join(repo, "bench", "plugins"), sdk: filepath.Join(repo, "sdk", "python")}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, b.Close())

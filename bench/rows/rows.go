@@ -24,5 +24,9 @@ func List() []Row {
 		{"start", start},
 		{"cancel", cancelRow},
 		{"footprint", footprint},
+		{"sched", schedule},
+		{"simulate", simulate},
+		{"settle", settle},
+		{"idle", idle},
 	}
 }
