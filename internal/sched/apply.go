@@ -15,6 +15,9 @@ import (
 // apply makes the plan true: claims first, then what they are for.
 func (l *loop) apply(now time.Time, plan Plan) {
 	l.failAll(now, plan.Fail)
+	for i := range plan.Start {
+		l.start(now, &plan.Start[i])
+	}
 	// The hole is the asker's before anybody is stopped for it.
 	if len(plan.Hold) > 0 {
 		l.ledger.take(now, plan.Hold)
@@ -27,9 +30,6 @@ func (l *loop) apply(now time.Time, plan Plan) {
 	}
 	for _, r := range plan.Release {
 		l.askRelease(r)
-	}
-	for i := range plan.Start {
-		l.start(now, &plan.Start[i])
 	}
 	l.dropSpentHolds(plan.Hold)
 	l.tellThrash(now, plan.Thrash)
@@ -79,8 +79,11 @@ func (l *loop) start(now time.Time, s *Start) {
 	in := l.inst(s.Instance)
 	resident := in.live
 	var ticket *jobs.Ticket
-	l.ledger.dropHolds(in.name) // what was held for it becomes what it takes
+	if in.held { // what was held for it becomes what it takes
+		l.ledger.dropHolds(in.name)
+	}
 	in.held, in.victims = false, nil
+	l.useLingering(in, s.Claims)
 	if s.Affinity {
 		in.streak++
 	} else {
@@ -98,7 +101,7 @@ func (l *loop) start(now time.Time, s *Start) {
 		l.startLoad(in, ticket)
 		return
 	}
-	if err := l.startJob(now, in, s, resident && l.ready(in), ticket); err != nil {
+	if err := l.startJob(now, in, s, resident, resident && l.ready(in), ticket); err != nil {
 		if !gone(err) && l.work.Err() == nil {
 			l.s.log.Error("cannot admit job", zap.String("job", string(s.Job)), zap.Error(err))
 			l.admitNot = now.Add(admitPause)
@@ -155,7 +158,7 @@ func (l *loop) settleIn(now time.Time, in *inst, s *Start) *jobs.Ticket {
 	return l.journal(in)
 }
 
-func (l *loop) startJob(now time.Time, in *inst, s *Start, ready bool, ticket *jobs.Ticket) error {
+func (l *loop) startJob(now time.Time, in *inst, s *Start, resident, ready bool, ticket *jobs.Ticket) error {
 	worker := "" // named only when it is there: the job then executes from its start on
 	if ready {
 		worker = in.name
@@ -174,6 +177,9 @@ func (l *loop) startJob(now time.Time, in *inst, s *Start, ready bool, ticket *j
 		r.trouble = *t
 	}
 	in.begun = true
+	if resident {
+		l.watchRise(now, in)
+	}
 	in.running++
 	in.idleSince = time.Time{}
 	in.uses.add(now, 1)

@@ -52,10 +52,13 @@ type inst struct {
 	most                    map[resource.DeviceID]resource.Bytes
 	loadRAM                 resource.Bytes
 	meter                   meter
-	measureLoad             bool // its load has the device to itself
-	streak                  int  // starts in a row that went before an older job's
-	measuring               *run // nil, or the run that has the device to itself
-	asked                   bool // for release(), since it last ran
+	riseFrom                time.Time // begin of a load or run after a pause; zero when its memory was seen
+	riseBase                resource.Bytes
+	lingers                 time.Time // end of a run whose memory no reading has followed yet; zero: none
+	measureLoad             bool      // its load has the device to itself
+	streak                  int       // starts in a row that went before an older job's
+	measuring               *run      // nil, or the run that has the device to itself
+	asked                   bool      // for release(), since it last ran
 	residentSince, lastUsed time.Time
 	uses                    uses
 
@@ -226,7 +229,7 @@ func (l *loop) gone(now time.Time, in *inst) {
 	}
 	in.live = false
 	if in.begun {
-		l.learnRuns(now, in)
+		l.learnAtEnd(now, in)
 		l.leave(now, in)
 	} else {
 		l.ledger.release(in.name)
@@ -234,7 +237,7 @@ func (l *loop) gone(now time.Time, in *inst) {
 	in.begun, in.loaded, in.split, in.asked, in.measuring, in.measureLoad = false, false, false, false, nil, false
 	in.idleSince, in.residentSince = time.Time{}, time.Time{}
 	in.rss, in.rssBefore = 0, 0
-	in.devices, in.meter = nil, meter{}
+	in.devices, in.meter, in.lingers = nil, meter{}, time.Time{}
 	clear(in.most)
 	l.forgetClaims(in.name)
 }
@@ -306,13 +309,13 @@ func (l *loop) runEnded(r *run) {
 	delete(l.runs, r.id)
 	in := r.in
 	in.running--
-	l.ledger.release(string(r.id))
+	l.linger(now, r)
 	in.lastUsed = now
 	if r.vanished {
 		l.troubleOf(now, r.id).vanished++
 	}
 	if r.reached && !r.lost {
-		in.ran(now.Sub(r.executing(now)), !r.clean)
+		in.ran(now, now.Sub(r.executing(now)), !r.clean)
 		in.asked = false
 	}
 	l.s.metrics.running.Set(float64(len(l.runs)))

@@ -47,6 +47,9 @@ type loop struct {
 
 	profiles    map[learn.Key]learn.Profile
 	toldProfile map[learn.Key]learn.Estimate
+	lags        []time.Duration
+	lag         time.Duration
+	lagBound    time.Duration
 	unsaved     map[learn.Key]bool
 	saving      bool
 	savedAt     time.Time

@@ -56,6 +56,7 @@ func (l *loop) foldSnapshot(now time.Time) {
 		l.readDevices(now)
 		l.settleAll(now)
 		l.observePeaks(now)
+		l.endLingering(now)
 	}
 	l.dropVictims()
 }
@@ -84,7 +85,7 @@ func (l *loop) readDevices(now time.Time) {
 	l.listProcesses()
 	for _, in := range l.order {
 		if in.live {
-			l.attribute(in)
+			l.attribute(now, in)
 		}
 	}
 	for _, dev := range l.snap.Devices {
@@ -113,7 +114,7 @@ func (l *loop) listProcesses() {
 // attribute finds what in's worker holds: its processes in the monitor's list,
 // and its own report. The larger counts: an allocator does not know what the
 // driver keeps for it, and a monitor may not see every process.
-func (l *loop) attribute(in *inst) {
+func (l *loop) attribute(now time.Time, in *inst) {
 	st, ok := l.s.o.Workers.Status(in.name)
 	if !ok {
 		return
@@ -134,6 +135,7 @@ func (l *loop) attribute(in *inst) {
 			}
 		}
 	}
+	l.rises(now, in)
 	if st.Usage != nil && !in.leaving() {
 		for name, n := range st.Usage.Devices {
 			dev, known := l.deviceNamed(name)

@@ -17,7 +17,8 @@ import (
 type meter struct {
 	began    time.Time // of the load; zero when none is being measured
 	took     time.Duration
-	done     bool // the load has ended; what it took is learned with the next reading
+	done     bool // the load has ended, at ended; what it took is learned with a reading that shows it
+	ended    time.Time
 	load     peaks
 	runs     peaks
 	most     int // runs at once since the worker was last idle
@@ -31,6 +32,7 @@ type meter struct {
 func (m *meter) pending() bool { return (m.done && !m.began.IsZero()) || len(m.finished) > 0 }
 
 type ranRun struct {
+	at     time.Time
 	took   time.Duration
 	failed bool
 }
@@ -95,6 +97,7 @@ func (p *peaks) above(base map[resource.DeviceID]resource.Bytes) (most resource.
 // loadBegins starts the measurement of a load.
 func (in *inst) loadBegins(now time.Time) {
 	in.meter = meter{began: now}
+	in.riseFrom, in.riseBase = now, 0
 	in.loaded = false
 	clear(in.loadUse)
 	in.loadRAM = 0
@@ -107,45 +110,54 @@ func (in *inst) loadEnds(now time.Time, st *supervisor.Status) {
 	if m.began.IsZero() || m.done {
 		return
 	}
-	m.done = true
+	m.done, m.ended = true, now
 	m.took = time.Duration(st.LoadMillis) * time.Millisecond
 	if m.took <= 0 {
 		m.took = now.Sub(m.began)
 	}
 }
 
-// ran notes the end of a run for the next reading.
-func (in *inst) ran(took time.Duration, failed bool) {
+// ran notes the end of a run for a reading to come.
+func (in *inst) ran(now time.Time, took time.Duration, failed bool) {
 	if m := &in.meter; len(m.finished) < maxFinished {
-		m.finished = append(m.finished, ranRun{took, failed})
+		m.finished = append(m.finished, ranRun{now, took, failed})
 	}
 }
 
-// observePeaks folds a new reading into what is being measured.
+// observePeaks folds a new reading into what is being measured. What it shows
+// is as old as the monitor's lag.
 func (l *loop) observePeaks(now time.Time) {
+	shown := now.Add(-l.lag)
 	for _, in := range l.order {
 		if !in.live {
 			continue
 		}
 		m := &in.meter
-		switch {
-		case !in.loaded:
-			m.load.add(in)
-		case in.running > 0 || len(m.finished) > 0:
-			m.most = max(m.most, in.running)
-			if m.done && m.load.readings == 0 { // the load was too short to be seen alone
-				m.load.add(in)
-			}
-			l.learnLoad(now, in)
+		m.most = max(m.most, in.running)
+		inRun := in.running > 0 || len(m.finished) > 0
+		if !inRun || !in.loaded || (!m.began.IsZero() && (shown.Before(m.ended) || m.load.readings == 0)) {
+			m.load.add(in) // with the run's, where the load was too short to be seen alone
+		}
+		if inRun {
 			m.runs.add(in)
-		default:
-			if m.done {
-				m.load.add(in)
-			}
+		}
+		if m.done && now.Sub(m.ended) >= l.allowanceOf(in) {
 			l.learnLoad(now, in)
 		}
+		if m.began.IsZero() && len(m.finished) > 0 && now.Sub(m.finished[0].at) >= l.allowanceOf(in) {
+			l.learnRuns(now, in)
+		}
+		l.fitClaim(now, in)
+	}
+}
+
+// learnAtEnd learns what is left to be learned of a worker that is gone.
+func (l *loop) learnAtEnd(now time.Time, in *inst) {
+	if in.meter.load.readings > 0 {
+		l.learnLoad(now, in)
+	}
+	if in.meter.runs.readings > 0 {
 		l.learnRuns(now, in)
-		l.fitClaim(in)
 	}
 }
 
@@ -210,8 +222,8 @@ func (l *loop) learnRuns(now time.Time, in *inst) {
 
 // fitClaim makes the resident claim of an idle worker what it was seen to use:
 // its jobs bring claims of their own. Not where the policy knows only whole needs.
-func (l *loop) fitClaim(in *inst) {
-	if !in.split || !in.loaded || in.running > 0 || in.active() || in.leaving() || len(in.meter.finished) > 0 {
+func (l *loop) fitClaim(now time.Time, in *inst) {
+	if in.idleSince.IsZero() || now.Sub(in.idleSince) < l.allowance() || !in.split || !in.loaded || in.running > 0 || in.active() || in.leaving() || in.lingering() {
 		return
 	}
 	for dev, u := range in.use {

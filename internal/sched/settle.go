@@ -32,8 +32,8 @@ type settle struct {
 	judged   bool
 	left     resource.Bytes // of ref.bytes, not back yet
 	lastUsed resource.Bytes
-	readings int
-	missing  bool // quarantined
+	listed   time.Time // when a dead process of it was last listed
+	missing  bool      // quarantined
 }
 
 // leave turns the claims of a worker that is gone into claims that are released
@@ -54,7 +54,9 @@ func (l *loop) leave(now time.Time, in *inst) {
 		l.ledger.claims = append(l.ledger.claims, Claim{Owner: in.name, Kind: KindResident, Instance: in.name, Device: dev,
 			Bytes: bytes, Measured: ref.bytes, Phase: PhaseReleasing, Since: now})
 	}
-	l.ledger.drop(func(c *Claim) bool { return c.Instance == in.name && c.Kind == KindResident && !c.past() })
+	l.ledger.drop(func(c *Claim) bool {
+		return c.Instance == in.name && !c.past() && (c.Kind == KindResident || (c.Owner == in.name && !in.held))
+	})
 	l.ledger.changed = true
 	clear(in.use)
 	clear(in.refs)
@@ -87,6 +89,9 @@ func (l *loop) settleAll(now time.Time) {
 		}
 		l.ledger.drop(func(c *Claim) bool { return c.past() && c.Instance == s.instance && c.Device == s.device })
 		l.forgetClaims(s.instance)
+		if s.judged && len(s.pids) > 0 && !s.missing {
+			l.noteLag(max(s.listed.Sub(s.since), 0))
+		}
 		took := now.Sub(s.since)
 		l.s.log.Info("memory of an ended worker is back", zap.String("instance", s.instance), zap.String("device", string(s.device)),
 			zap.Duration("after", took))
@@ -103,14 +108,16 @@ func (l *loop) settled(now time.Time, s *settle) bool {
 	if p == nil || !p.seen { // the device is gone, and what was on it
 		return true
 	}
-	s.readings++
 	listed := slices.ContainsFunc(s.pids, func(pid int) bool { return l.listedOn(pid, s.device) })
+	if listed {
+		s.listed = now
+	}
 	if s.judged {
 		return l.settledByDelta(now, s, p, listed)
 	}
 	equal := s.lastUsed >= 0 && max(p.used-s.lastUsed, s.lastUsed-p.used) <= settleNoise
 	s.lastUsed = p.used
-	return !listed && (equal || now.Sub(s.since) >= settleCap)
+	return !listed && equal && now.Sub(s.since) >= l.allowance()
 }
 
 func (l *loop) listedOn(pid int, dev resource.DeviceID) bool {
@@ -201,5 +208,5 @@ func (l *loop) dropVictims() {
 }
 
 func (l *loop) settling() bool {
-	return l.settlingOf("") || slices.ContainsFunc(l.order, func(in *inst) bool { return len(in.victims) > 0 })
+	return l.settlingOf("") || slices.ContainsFunc(l.order, (*inst).lingering) || slices.ContainsFunc(l.order, func(in *inst) bool { return len(in.victims) > 0 })
 }

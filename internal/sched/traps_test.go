@@ -300,7 +300,7 @@ func TestTrap_AnUnknownNeedIsMeasuredAloneOnce(t *testing.T) {
 		if st := c.State(); st.Devices[0].Exclusive != "a" {
 			t.Errorf("devices %+v", st.Devices)
 		}
-		c.tick(10 * time.Second)
+		c.tick(15 * time.Second)
 		c.want("1", jobs.Completed)
 		c.want("2", jobs.Completed)
 		p, err := c.Profile(c.t.Context(), "a")
@@ -338,7 +338,7 @@ func TestTrap_MemoryOnItsWayBackIsNobodyElses(t *testing.T) {
 				if err := c.Unload(c.t.Context(), "a", "by hand"); err != nil {
 					t.Fatal(err)
 				}
-				for range 20 {
+				for range 60 {
 					c.tick(100 * time.Millisecond)
 					if d := c.State().Devices[0]; d.External != 0 && !silent {
 						t.Fatalf("external %v MiB", d.External.MB())
