@@ -9,22 +9,35 @@ import (
 	"github.com/cjmd/cjmd/internal/api"
 	"github.com/cjmd/cjmd/internal/jobs"
 	"github.com/cjmd/cjmd/internal/monitors"
+	"github.com/cjmd/cjmd/internal/plugins"
 )
 
 // machine is the Gate as the API declares it: api imports no monitor.
-type machine struct{ *monitors.Gate }
+type machine struct {
+	*monitors.Gate
+	plugins *plugins.Catalog
+}
 
-// Monitors lists what can be registered; all but the registered one are idle.
+// Monitors lists what can be registered: those of the daemon, and plugins that
+// say of themselves that they are monitors. All but the registered one are idle.
 func (m machine) Monitors() []api.MonitorInfo {
 	var out []api.MonitorInfo
-	states := m.State()
 	for _, name := range m.Known() {
-		info := api.MonitorInfo{Name: name, State: "idle"}
-		if i := slices.IndexFunc(states, func(s monitors.MonitorState) bool { return s.Name == name }); i >= 0 {
-			s := states[i]
-			info.Registered, info.State, info.At, info.Err = true, s.State, s.LastSample, s.Error
+		out = append(out, api.MonitorInfo{Name: name, State: "idle"})
+	}
+	for _, inst := range m.plugins.Instances() {
+		if _, man, err := m.plugins.Instance(inst.ID); err == nil && tellsMonitor(man) {
+			out = append(out, api.MonitorInfo{Name: monitors.PluginPrefix + inst.ID, Instance: inst.ID, State: "idle"})
 		}
-		out = append(out, info)
+	}
+	for _, s := range m.State() {
+		i := slices.IndexFunc(out, func(info api.MonitorInfo) bool { return info.Name == s.Name })
+		if i < 0 { // a plugin that keeps to itself what it is, or is not there yet
+			i = len(out)
+			out = append(out, api.MonitorInfo{Name: s.Name, Instance: m.Instance()})
+		}
+		info := &out[i]
+		info.Registered, info.State, info.At, info.Err = true, s.State, s.LastSample, s.Error
 	}
 	return out
 }

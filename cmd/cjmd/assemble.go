@@ -262,6 +262,7 @@ func (d *daemonParts) openScheduler(ctx context.Context, reg prometheus.Register
 		MaxAge:       d.cfg.Monitor.MaxAge,
 		Pace:         monitors.NewPace(d.cfg.Monitor.IntervalBusy, d.cfg.Monitor.IntervalIdle),
 		Constructors: monitorList(),
+		Plugin:       d.pluginMonitor,
 		Log:          d.log.Named("monitors"),
 		Journal:      d.store,
 	})
@@ -309,9 +310,10 @@ func (d *daemonParts) openAPI(gatherer prometheus.Gatherer) error {
 	handler, err := api.NewHandler(api.Options{
 		Jobs:      intake{api.NewJobs(d.queue), &d.closed},
 		Lifecycle: d.scheduler,
+		Ledger:    d.scheduler,
 		Plugins:   d.catalog,
 		Workers:   d.supervisor,
-		Machine:   machine{d.gate},
+		Machine:   machine{d.gate, d.catalog},
 		Feed:      d.hub,
 		Tokens:    tokens,
 		Access: api.AccessOptions{

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	pluginmonitor "github.com/cjmd/cjmd/internal/monitors/plugin"
 )
 
 // amdDevice is how the AMD monitor and ROCm spell a card's own number. NVIDIA's
@@ -15,6 +17,12 @@ var amdDevice = regexp.MustCompile(`^GPU-[0-9a-f]{16}$`)
 // amdByAddress begins the name of an AMD card that has no number of its own:
 // ROCm can be told of it by its place in the order alone.
 const amdByAddress = "PCI-"
+
+// asItIs reports whether a device is one that no library can be told of: a sum
+// over all of them, or a card of a maker without such a variable.
+func asItIs(id string) bool {
+	return id == pluginmonitor.AllDevices || strings.HasPrefix(id, pluginmonitor.GPUIndex)
+}
 
 // placeWorker sets, in a worker's environment, which accelerators it sees: those
 // it was placed on, by UUID and in that order, under the names that CUDA, ROCm
@@ -27,8 +35,20 @@ func placeWorker(env, devices []string, needsGPU bool, own map[string]string, in
 	if len(devices) == 0 && needsGPU {
 		return env, nil
 	}
+	if slices.ContainsFunc(devices, asItIs) {
+		return setVar(env, "CJM_DEVICES", strings.Join(devices, ",")), nil
+	}
 	var cuda, rocr, hip []string
 	for _, id := range devices {
+		if i, ok := strings.CutPrefix(id, pluginmonitor.CUDAIndex); ok {
+			cuda = append(cuda, i)
+			env = setVar(env, "CUDA_DEVICE_ORDER", "PCI_BUS_ID") // as nvidia-smi counts, not by speed
+			continue
+		}
+		if i, ok := strings.CutPrefix(id, pluginmonitor.ROCmIndex); ok {
+			rocr = append(rocr, i)
+			continue
+		}
 		switch {
 		case amdDevice.MatchString(id):
 			rocr = append(rocr, id)

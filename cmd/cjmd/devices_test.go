@@ -44,6 +44,15 @@ func TestPlaceWorker(t *testing.T) {
 		{"placed although its manifest says nothing of a GPU", []string{nv1}, false, map[string]string{"CUDA_VISIBLE_DEVICES": "0"}, map[string]string{
 			"CUDA_VISIBLE_DEVICES": nv1, "NVIDIA_VISIBLE_DEVICES": nv1, "ROCR_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "-1", "CJM_DEVICES": nv1,
 		}},
+		{"NVIDIA by place", []string{"cuda:1", "cuda:0"}, true, nil, map[string]string{
+			"CUDA_VISIBLE_DEVICES": "1,0", "NVIDIA_VISIBLE_DEVICES": "1,0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "ROCR_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "-1",
+			"CJM_DEVICES": "cuda:1,cuda:0",
+		}},
+		{"AMD by place", []string{"rocm:1"}, true, nil, map[string]string{
+			"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "void", "ROCR_VISIBLE_DEVICES": "1", "HIP_VISIBLE_DEVICES": "0", "CJM_DEVICES": "rocm:1",
+		}},
+		{"a sum over all", []string{"gpus"}, true, nil, map[string]string{"CUDA_VISIBLE_DEVICES": "3", "HIP_VISIBLE_DEVICES": "1", "CJM_DEVICES": "gpus"}},
+		{"another maker's", []string{"gpu:0"}, true, nil, map[string]string{"CUDA_VISIBLE_DEVICES": "3", "HIP_VISIBLE_DEVICES": "1", "CJM_DEVICES": "gpu:0"}},
 		{"needs none", nil, false, nil, map[string]string{
 			"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "void", "ROCR_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "-1", "CJM_DEVICES": "",
 		}},

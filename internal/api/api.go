@@ -89,7 +89,7 @@ type server struct {
 
 // NewHandler returns the whole API as one handler. It starts nothing.
 func NewHandler(o Options) (http.Handler, error) {
-	if o.Jobs == nil || o.Lifecycle == nil || o.Plugins == nil || o.Workers == nil || o.Machine == nil || o.Feed == nil || o.Tokens == nil || o.Log == nil {
+	if o.Jobs == nil || o.Lifecycle == nil || o.Ledger == nil || o.Plugins == nil || o.Workers == nil || o.Machine == nil || o.Feed == nil || o.Tokens == nil || o.Log == nil {
 		return nil, errors.New("cannot build the API: something it needs was not given")
 	}
 	o = withDefaults(o)
@@ -121,9 +121,6 @@ func withDefaults(o Options) Options {
 	}
 	if o.BaseURL == nil {
 		o.BaseURL = func() string { return "" }
-	}
-	if o.Ledger == nil {
-		o.Ledger, _ = o.Lifecycle.(Ledger)
 	}
 	if o.Now == nil {
 		o.Now = time.Now

@@ -72,6 +72,10 @@ type Plugins interface {
 	DeleteInstance(ctx context.Context, id string) error
 }
 
+// PrivateCall begins the id of a call that is no job: the daemon's own questions
+// to a plugin. No job id can begin so.
+const PrivateCall = "~"
+
 // Workers is what may be asked of running workers.
 type Workers interface {
 	Status(instance string) (supervisor.Status, bool)

@@ -2,6 +2,8 @@ package api
 
 import (
 	"encoding/json"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/cjmd/cjmd/internal/api/wire"
@@ -82,7 +84,7 @@ func wireWorker(st supervisor.Status) wire.Worker {
 	out := wire.Worker{
 		Id: st.Instance, Plugin: st.Plugin, State: wire.WorkerState(st.State), Since: st.Since.UTC(), Cause: st.Cause, Pid: st.PID,
 		Generation: st.Generation, Restarts: st.Restarts, StartedAt: utc(st.StartedAt), ReadyAt: utc(st.ReadyAt), RetryAt: utc(st.RetryAt),
-		LoadMs: st.LoadMillis, Jobs: st.Calls, CallsTotal: st.CallsTotal, Concurrency: st.Concurrency, LastError: st.LastError,
+		LoadMs: st.LoadMillis, Jobs: jobsOf(st.Calls), Devices: st.Devices, CallsTotal: st.CallsTotal, Concurrency: st.Concurrency, LastError: st.LastError,
 		Progress: st.Progress, Message: st.ProgressMessage, RssMb: resource.Bytes(st.RSS).MB(), CpuPercent: st.CPUPercent,
 	}
 	if st.LastExit != nil {
@@ -102,6 +104,11 @@ func wireWorker(st supervisor.Status) wire.Worker {
 			VerifiedBy: f.VerifiedBy, Detail: f.Detail})
 	}
 	return out
+}
+
+// jobsOf leaves out the calls that are no jobs.
+func jobsOf(calls []string) []string {
+	return slices.DeleteFunc(slices.Clone(calls), func(id string) bool { return strings.HasPrefix(id, PrivateCall) })
 }
 
 func wireInstance(inst plugins.Instance, state supervisor.State) wire.Instance {

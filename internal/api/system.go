@@ -120,7 +120,7 @@ func wireClaims(claims []sched.Claim) []wire.Claim {
 	out := make([]wire.Claim, 0, len(claims))
 	for _, c := range claims {
 		out = append(out, wire.Claim{Owner: c.Owner, Kind: c.Kind, Plugin: c.Instance, Device: string(c.Device), Mb: c.Bytes.MB(),
-			MeasuredMb: c.Measured.MB(), Phase: c.Phase, Since: utc(c.Since)})
+			MeasuredMb: c.Measured.MB(), Source: c.Source, Phase: c.Phase, Since: utc(c.Since)})
 	}
 	return out
 }

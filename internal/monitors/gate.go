@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -29,9 +31,13 @@ type Options struct {
 	MaxAge       time.Duration // a reading older than this is stale; 0: DefaultMaxAge
 	Pace         *Pace
 	Constructors []Constructor
-	Clock        func() time.Time
-	Log          *zap.Logger
-	Journal      events.Recorder
+	// Plugin makes the monitor of a plugin; nil: there are none. explicit is
+	// true where nothing but a plugin can be meant; else it answers nil for a name
+	// that no plugin bears now.
+	Plugin  func(name string, explicit bool, p *Pace) (Monitor, error)
+	Clock   func() time.Time
+	Log     *zap.Logger
+	Journal events.Recorder
 }
 
 // States of the registered monitor.
@@ -106,21 +112,49 @@ func (g *Gate) Register(ctx context.Context, m Monitor) error {
 	return nil
 }
 
-// RegisterName makes and registers the built-in monitor of a name or alias.
+// PluginPrefix before a name says that a plugin is meant, be it there yet or not.
+const PluginPrefix = "plugin:"
+
+// RegisterName makes and registers the monitor of a name: "plugin:" and an
+// instance, a built-in one by its name or alias, or an instance by its bare
+// name. A plugin that bears a built-in monitor's alias replaces it.
 // *UnknownError when there is none.
 func (g *Gate) RegisterName(ctx context.Context, name string) error {
-	for i := range g.o.Constructors {
-		c := &g.o.Constructors[i]
-		if !c.called(name) {
-			continue
-		}
-		m, err := c.New(g.o.Pace)
-		if err != nil {
-			return fmt.Errorf("cannot make monitor %q: %w", name, err)
-		}
-		return g.Register(ctx, m)
+	m, err := g.named(name)
+	if err != nil {
+		return fmt.Errorf("cannot make monitor %q: %w", name, err)
 	}
-	return &UnknownError{Name: name, Known: g.Known()}
+	if m == nil {
+		return &UnknownError{Name: name, Known: g.Known()}
+	}
+	return g.Register(ctx, m)
+}
+
+// named makes the monitor of a name, nil when there is none.
+func (g *Gate) named(name string) (Monitor, error) {
+	plugin, explicit := strings.CutPrefix(name, PluginPrefix)
+	i := slices.IndexFunc(g.o.Constructors, func(c Constructor) bool { return c.called(name) })
+	if g.o.Plugin != nil && plugin != "" && (i < 0 || g.o.Constructors[i].Name != name) {
+		m, err := g.o.Plugin(plugin, explicit, g.o.Pace)
+		if m != nil || err != nil {
+			return m, err
+		}
+	}
+	if i < 0 {
+		return nil, nil
+	}
+	return g.o.Constructors[i].New(g.o.Pace)
+}
+
+// Instance is the plugin instance that serves the registered monitor, "" when
+// none does: its worker must stay.
+func (g *Gate) Instance() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if m, ok := g.monitor.(interface{ Instance() string }); ok {
+		return m.Instance()
+	}
+	return ""
 }
 
 // Known lists the names that RegisterName accepts, without aliases.
