@@ -52,7 +52,8 @@ type inst struct {
 	most                    map[resource.DeviceID]resource.Bytes
 	loadRAM                 resource.Bytes
 	meter                   meter
-	riseFrom                time.Time // begin of a load or run after a pause; zero when its memory was seen
+	stays                   map[resource.DeviceID]resource.Bytes // what it held when it had been idle for a while
+	riseFrom                time.Time                            // begin of a load or run after a pause; zero when its memory was seen
 	riseBase                resource.Bytes
 	lingers                 time.Time // end of a run whose memory no reading has followed yet; zero: none
 	measureLoad             bool      // its load has the device to itself
@@ -239,6 +240,7 @@ func (l *loop) gone(now time.Time, in *inst) {
 	in.rss, in.rssBefore = 0, 0
 	in.devices, in.meter, in.lingers = nil, meter{}, time.Time{}
 	clear(in.most)
+	clear(in.stays)
 	l.forgetClaims(in.name)
 }
 

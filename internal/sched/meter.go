@@ -100,6 +100,7 @@ func (in *inst) loadBegins(now time.Time) {
 	in.riseFrom, in.riseBase = now, 0
 	in.loaded = false
 	clear(in.loadUse)
+	clear(in.stays)
 	in.loadRAM = 0
 }
 
@@ -229,6 +230,10 @@ func (l *loop) fitClaim(now time.Time, in *inst) {
 	for dev, u := range in.use {
 		if u.missed == 0 && u.source != "" {
 			l.ledger.resize(in.name, dev, u.bytes)
+			if in.stays == nil {
+				in.stays = make(map[resource.DeviceID]resource.Bytes)
+			}
+			in.stays[dev] = u.bytes
 		}
 	}
 }

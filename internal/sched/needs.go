@@ -41,8 +41,11 @@ func (l *loop) need(in *inst) Need {
 		n.ResidentVRAM = max(n.ResidentVRAM, e.ResidentVRAM)
 		n.ExecuteVRAM = e.ExecuteVRAM
 		n.Source = SourceProfile
-	case !n.Known:
+	case !n.Known: // what was not enough is known at least: it is measured where there is more
 		n.Source = SourceNone
+		if learned && p.ResidentVRAM.OOMs+p.ExecuteVRAM.OOMs > 0 {
+			n.ResidentVRAM = max(e.ResidentVRAM, e.ExecuteVRAM)
+		}
 	}
 	// A loaded worker is seen: what it holds is what it needs to stay, and its job
 	// takes what is missing to the whole.
@@ -65,22 +68,13 @@ func over(resident, execute, asked resource.Bytes, runs int64) (resource.Bytes, 
 	return resident, execute
 }
 
-// seenUse is the most that the resident worker holds of one of its devices.
+// seenUse is what the worker was seen to hold while it had nothing to do, and
+// claims since then. What a reading shows in between may be a job's.
 func (in *inst) seenUse() (most resource.Bytes, ok bool) {
-	if !in.live || !in.loaded {
-		return 0, false
+	for _, n := range in.stays {
+		most, ok = max(most, n), true
 	}
-	for _, u := range in.use {
-		most, ok = max(most, u.bytes), ok || u.source != ""
-	}
-	if in.running > 0 { // a running job's own memory is not the worker's
-		resident := resource.Bytes(0)
-		for _, n := range in.loadUse {
-			resident = max(resident, n)
-		}
-		most = min(most, resident)
-	}
-	return most, ok
+	return most, ok && in.live
 }
 
 // profileOf finds what was learned about the instance: on the kind of device where

@@ -124,8 +124,11 @@ func (l *loop) oomOf(now time.Time, in *inst, r *run, phase learn.Phase) learn.O
 			dev = in.devices[0]
 			resident = max(resident, in.use[dev].bytes)
 		}
-		if v := l.viewOf(dev); v != nil {
-			o.Limit = v.Total - v.Margin
+		for i := range l.devs {
+			o.Limit = max(o.Limit, l.devs[i].Total-l.devs[i].Margin)
+		}
+		if v := l.viewOf(dev); v != nil && !r.need.Known { // it had all of it
+			resident = max(resident, v.Total-v.Margin-v.External)
 		}
 	} else {
 		o.Limit = l.totalRAM
