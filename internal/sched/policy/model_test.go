@@ -217,24 +217,27 @@ func (m *model) evictable(g, asker *sched.GroupView) bool {
 		g.Instance == m.v.MonitorInstance || g.LoadWanted || g.Measuring || len(g.WaitingFor) > 0 || m.working(g.Instance):
 		return false
 	}
-	higher := firstPriority(asker) > topPriority(g)
-	if m.v.Now.Sub(g.ResidentSince) < max(30*time.Second, 2*g.LoadTime) && !higher {
+	if firstPriority(asker) > topPriority(g) {
+		return true
+	}
+	here := m.v.Now.Sub(g.ResidentSince)
+	if here < max(30*time.Second, 2*g.LoadTime) {
 		return false
 	}
-	if g.Enabled && g.Queued > 0 {
-		waited := m.v.Now.Sub(asker.WaitSince)
-		if asker.WaitSince.IsZero() {
-			waited = 0
-		}
-		hard := 10 * time.Minute
-		if asker.RunTime > 0 {
-			hard = min(max(3*asker.RunTime, 30*time.Second), hard)
-		}
-		if !higher && waited < time.Minute && waited < hard && g.Streak < 16 {
-			return false
-		}
+	if !g.Enabled || g.Queued == 0 {
+		return true
 	}
-	return true
+	waited := m.v.Now.Sub(asker.WaitSince)
+	if asker.WaitSince.IsZero() {
+		waited = 0
+	}
+	load := func(g *sched.GroupView) time.Duration {
+		if g.LoadTime == 0 {
+			return 10 * time.Second
+		}
+		return g.LoadTime
+	}
+	return here >= min(4*(load(g)+load(asker)), 10*time.Minute) && (waited >= time.Minute || g.Streak >= 16)
 }
 
 // topPriority is the class of a worker, firstPriority that of whoever asks: the
@@ -265,14 +268,14 @@ func (m *model) could(g *sched.GroupView, pool resource.DeviceID, at time.Time) 
 		if _, here := m.here[o.Instance]; !here || o.Instance == g.Instance {
 			continue
 		}
-		if o.Pinned || o.Instance == m.v.MonitorInstance || m.busyAt(o, at) {
+		if m.stays(o) || m.busyAt(o, at) {
 			continue
 		}
 		n += m.account(o.Instance, pool)
 	}
 	for _, r := range m.v.Running {
 		o := find(m.v, r.Instance)
-		gone := o != nil && r.Instance != g.Instance && !o.Pinned && o.Instance != m.v.MonitorInstance && !m.busyAt(o, at)
+		gone := o != nil && r.Instance != g.Instance && !m.stays(o) && !m.busyAt(o, at)
 		if gone || r.Ends.IsZero() || r.Ends.After(at) {
 			continue
 		}
@@ -283,6 +286,11 @@ func (m *model) could(g *sched.GroupView, pool resource.DeviceID, at time.Time) 
 		}
 	}
 	return n
+}
+
+// stays reports whether a worker never makes way.
+func (m *model) stays(g *sched.GroupView) bool {
+	return (g.Pinned || g.Instance == m.v.MonitorInstance) && g.Stopping == ""
 }
 
 // busyAt reports whether a worker is still at work at a time.

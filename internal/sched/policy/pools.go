@@ -49,6 +49,8 @@ type pool struct {
 	// measures is the instance that has the device to itself; "": nobody.
 	measures string
 	swaps    int // changes of hands left; -1: no bound
+	// coming is what workers that are being stopped, or were, will bring back.
+	coming resource.Bytes
 }
 
 // guest is what a pass knows of a group beyond the view.
@@ -102,6 +104,11 @@ func newPass(o *ReserveOptions, v sched.View) *pass {
 	}
 	w.addClaims()
 	w.addRuns()
+	for i := range v.Groups {
+		if v.Groups[i].Stopping != "" && v.Groups[i].Resident && w.guests[i].busy == 0 {
+			w.leaves(i)
+		}
+	}
 	w.rankAll()
 	return w
 }
@@ -134,7 +141,11 @@ func (w *pass) addClaims() {
 		c := &w.view.Claims[i]
 		g, ok := w.byName[instanceOf(c)]
 		p := w.poolOf(c.Device)
-		if !ok || p < 0 || c.Kind == sched.KindLease || c.Phase == sched.PhaseReleasing || c.Phase == sched.PhaseQuarantined {
+		if p >= 0 && c.Phase == sched.PhaseReleasing {
+			w.comes(p, max(c.Bytes, c.Measured))
+			continue
+		}
+		if !ok || p < 0 || c.Kind == sched.KindLease || c.Phase == sched.PhaseQuarantined {
 			continue
 		}
 		a := w.account(g, p)
@@ -218,6 +229,23 @@ func (w *pass) give(p int, n resource.Bytes) {
 	for q := range w.pools {
 		if w.pools[q].shared {
 			w.pools[q].free += n
+		}
+	}
+}
+
+// leaves notes that group i's worker is on its way out.
+func (w *pass) leaves(i int) {
+	for p := range w.pools {
+		w.pools[p].coming += w.yield(i, p)
+	}
+}
+
+// comes notes n bytes of pool p, and of those that share its memory, on their
+// way back.
+func (w *pass) comes(p int, n resource.Bytes) {
+	for q := range w.pools {
+		if q == p || (w.pools[p].shared && w.pools[q].shared) {
+			w.pools[q].coming += n
 		}
 	}
 }

@@ -279,14 +279,24 @@ func sufficient(m *model, plan sched.Plan, asker string, set []string) bool {
 			free[pool] += m.account(name, pool)
 		}
 	}
+	earlier := true
 	for _, c := range plan.Hold { // of those that asked before
-		if c.Instance == asker {
+		if earlier = earlier && c.Instance != asker; earlier {
+			free[c.Device] -= c.Bytes
+		}
+	}
+	for _, e := range plan.Evict { // what they leave over of their victims
+		if e.Asker == asker {
 			break
 		}
-		free[c.Device] -= c.Bytes
-		for _, e := range plan.Evict {
-			if e.Asker == c.Instance {
-				free[c.Device] += share(m, plan, e, c)
+		for pool := range m.free {
+			free[pool] += m.account(e.Instance, pool)
+		}
+	}
+	for _, g := range m.v.Groups { // and what is being stopped anyway
+		if g.Resident && g.Stopping != "" && !m.working(g.Instance) {
+			for pool := range m.free {
+				free[pool] += m.account(g.Instance, pool)
 			}
 		}
 	}
@@ -302,20 +312,6 @@ func sufficient(m *model, plan sched.Plan, asker string, set []string) bool {
 		}
 	}
 	return true
-}
-
-// share is what an earlier asker's victim brings to the pool of one of its
-// holds, counted with its first hold on that pool.
-func share(m *model, plan sched.Plan, e sched.Eviction, c sched.Claim) resource.Bytes {
-	for _, o := range plan.Hold {
-		if o.Instance == c.Instance && o.Device == c.Device {
-			if o != c {
-				return 0
-			}
-			break
-		}
-	}
-	return m.account(e.Instance, c.Device)
 }
 
 // blocksAreTrue re-evaluates each reason.
@@ -479,6 +475,9 @@ func withStarts(v sched.View, plan sched.Plan) *sched.View {
 			if !g.Resident || g.Loading {
 				r.Ends = r.Ends.Add(g.LoadTime)
 			}
+		}
+		if r.Ends.IsZero() && g.Resident { // its worker's turn: nobody can say more
+			r.Ends = now
 		}
 		v.Running = append(v.Running, r)
 	}

@@ -173,6 +173,10 @@ func (w *pass) shortage(a *ask, b *jobs.Block) string {
 	if a.want > 1 && len(b.Needs) > 0 {
 		s.WriteString("; " + strconv.Itoa(a.want) + " devices must have room at once")
 	}
+	if slices.ContainsFunc(w.shortOf(a), func(p int) bool { return w.pools[p].coming > 0 }) {
+		s.WriteString("; what workers that are being stopped hold is not back yet")
+		return s.String()
+	}
 	s.WriteString("; no idle workers that may be stopped now would make enough room")
 	return s.String()
 }

@@ -16,16 +16,19 @@ type ReserveOptions struct {
 	// ShareMax is what the submitter who used most lately is set back by.
 	ShareMax float64 // 1
 
-	// While its jobs wait a loaded worker is not stopped for another's, until one
-	// of those waited AffinityWait or the worker went first AffinityJobs times.
-	AffinityWait time.Duration // 60 s
-	AffinityJobs int           // 16
+	// While its jobs wait a loaded worker is not stopped for another's of the same
+	// priority before it had its turn, AffinityLoads times what loading the two
+	// takes (HardWait at most); then it goes as soon as one of those waited
+	// AffinityWait, or it went first AffinityJobs times.
+	AffinityWait  time.Duration // 60 s
+	AffinityJobs  int           // 16
+	AffinityLoads int           // 4
 
 	// After the lesser of HardWait and HardWaitRuns times its median run time, but
 	// not before HardWaitMin, the devices drain for the job that waits first.
 	HardWait     time.Duration // 10 min
 	HardWaitRuns int           // 3
-	HardWaitMin  time.Duration // 30 s
+	HardWaitMin  time.Duration // 2 min
 
 	// An idle worker is left alone for the larger of MinResident and
 	// MinResidentLoads times its load time.
@@ -44,9 +47,10 @@ func (o ReserveOptions) withDefaults() ReserveOptions {
 	orDefault(&o.ShareMax, 1)
 	orDefault(&o.AffinityWait, time.Minute)
 	orDefault(&o.AffinityJobs, 16)
+	orDefault(&o.AffinityLoads, 4)
 	orDefault(&o.HardWait, 10*time.Minute)
 	orDefault(&o.HardWaitRuns, 3)
-	orDefault(&o.HardWaitMin, 30*time.Second)
+	orDefault(&o.HardWaitMin, 2*time.Minute)
 	orDefault(&o.MinResident, 30*time.Second)
 	orDefault(&o.MinResidentLoads, 2)
 	orDefault(&o.LoadGuess, 10*time.Second)

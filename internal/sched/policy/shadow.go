@@ -29,7 +29,10 @@ type forecast struct {
 	overdue   bool      // at has passed: predictions were too short
 	spare     []resource.Bytes
 	relied    []int // groups whose workers are to be gone by then
-	hostShort bool  // host memory is part of what is missing
+	// notBefore is when the last of them may go at the earliest: until then
+	// nothing that ends in time is in the way, not even while the device drains.
+	notBefore time.Time
+	hostShort bool // host memory is part of what is missing
 }
 
 // event is memory that comes back to a pool and to the host.
@@ -38,8 +41,7 @@ type event struct {
 	since    time.Time
 	group    int
 	worker   bool
-	vram     resource.Bytes
-	ram      resource.Bytes
+	from     time.Time // of a worker: it may not go before
 	position int
 }
 
@@ -117,13 +119,13 @@ func (w *pass) foresee(a *ask) forecast {
 func (w *pass) foreseeOn(a *ask, on []int) forecast {
 	f := forecast{on: on, spare: make([]resource.Bytes, len(on)+1)}
 	for k, p := range on {
-		f.spare[k] = w.avail(a.group, p) - w.takes(a, p, on)
+		f.spare[k] = w.avail(a.group, p) + w.pools[p].coming - w.takes(a, p, on)
 		if a.measure {
 			f.spare[k] = min(f.spare[k], 0)
 		}
 	}
 	h := len(on)
-	f.spare[h] = w.avail(a.group, host) - w.takes(a, host, on)
+	f.spare[h] = w.avail(a.group, host) + w.pools[host].coming - w.takes(a, host, on)
 	f.hostShort = f.spare[h] < 0
 	w.listEvents(a, &f)
 	f.reachable = true
@@ -138,6 +140,7 @@ func (w *pass) foreseeOn(a *ask, on []int) forecast {
 		f.spare[h] += w.returns(e, host)
 		if e.worker {
 			f.relied = append(f.relied, e.group)
+			f.notBefore = later(f.notBefore, e.from)
 		}
 		f.at = e.at
 	}
@@ -226,6 +229,9 @@ func (w *pass) listEvents(a *ask, f *forecast) {
 			continue
 		}
 		from, ok := w.mayGo(a, i)
+		if w.view.Groups[i].Stopping != "" { // it goes when its runs are over
+			from, ok = time.Time{}, gu.busy > 0
+		}
 		if !ok {
 			continue
 		}
@@ -255,7 +261,7 @@ func (w *pass) listEvents(a *ask, f *forecast) {
 // before its time on the device is up.
 func (w *pass) leaving(i int, from time.Time) event {
 	g := &w.view.Groups[i]
-	e := event{at: from, since: w.view.Now, group: i, worker: true}
+	e := event{at: from, from: from, since: w.view.Now, group: i, worker: true}
 	if g.Loading || (w.guests[i].started && w.guests[i].busy == 0) {
 		e.at = later(e.at, w.view.Now.Add(g.LoadTime))
 	}
@@ -291,11 +297,13 @@ func (w *pass) keptFrom(a *ask, p int) string {
 		if k < 0 || s.ask.group == a.group || !s.binds(a, p) {
 			continue
 		}
-		if s.draining && (p != host || s.hostShort) {
-			return s.ask.g.Instance
+		if w.hasTurn(s, a) {
+			continue
 		}
 		inTime := w.inTime(s, a)
-		if !inTime && slices.Contains(s.relied, a.group) {
+		switch {
+		case s.draining && (p != host || s.hostShort) && !(inTime && !w.ends(a).After(s.notBefore)),
+			!inTime && slices.Contains(s.relied, a.group):
 			return s.ask.g.Instance
 		}
 		if n := w.outlasts(s, a, p, inTime); n > 0 && n > max(s.spare[k], 0) {
@@ -320,6 +328,12 @@ func (s *shadow) binds(a *ask, p int) bool {
 		return false
 	}
 	return a.want > 0 || s.ask.want == 0 || (p == host && s.draining && s.hostShort)
+}
+
+// hasTurn reports whether a runs on a loaded worker that may not be stopped for
+// the shadow yet, and nobody can say for how long it runs: it may.
+func (w *pass) hasTurn(s *shadow, a *ask) bool {
+	return a.here && !a.late && w.ends(a).IsZero() && w.view.Now.Before(s.notBefore) && slices.Contains(s.relied, a.group)
 }
 
 // inTime reports whether a is predicted to be over when the shadow needs room.
@@ -361,6 +375,9 @@ func (w *pass) constrain(a *ask) {
 	for i := range w.shadows {
 		s := &w.shadows[i]
 		if s.ask.group == a.group {
+			continue
+		}
+		if w.hasTurn(s, a) {
 			continue
 		}
 		inTime := w.inTime(s, a)

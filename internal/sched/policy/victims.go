@@ -38,7 +38,7 @@ func (w *pass) makeRoom(a *ask) bool {
 	}
 	a.late = true
 	best, ok := w.cheapest(a, false)
-	if !ok {
+	if !ok || len(best.set) == 0 {
 		a.late = false
 		return false
 	}
@@ -55,6 +55,7 @@ func (w *pass) makeRoom(a *ask) bool {
 	for _, i := range best.set {
 		w.plan.Evict = append(w.plan.Evict, sched.Eviction{Instance: w.view.Groups[i].Instance, Asker: a.g.Instance})
 		w.guests[i].gone = a.g.Instance
+		w.leaves(i)
 	}
 	w.spendSwaps(best.set)
 	names := w.names(best.set)
@@ -149,15 +150,14 @@ func (w *pass) cheapest(a *ask, anyway bool) (eviction, bool) {
 	}
 	slices.SortStableFunc(options, func(x, y eviction) int { return cmp.Compare(x.cost, y.cost) })
 	if a.want == 1 {
-		return options[0], len(options[0].set) > 0
+		return options[0], true
 	}
 	var on []int
 	for _, e := range options[:a.want] {
 		on = append(on, e.on...)
 	}
 	slices.Sort(on)
-	e, ok := s.on(on)
-	return e, ok && len(e.set) > 0
+	return s.on(on)
 }
 
 // search is one look for the cheapest sufficient set of victims.
@@ -194,7 +194,7 @@ func (s *search) on(on []int) (eviction, bool) {
 		if w.keptFrom(a, p) != "" {
 			return eviction{}, false
 		}
-		s.gaps = append(s.gaps, w.missing(a, p, on))
+		s.gaps = append(s.gaps, w.missing(a, p, on)-w.pools[p].coming)
 	}
 	out := eviction{on: slices.Clone(on)}
 	if a.measure {
@@ -373,18 +373,45 @@ func (w *pass) mayGo(a *ask, i int) (from time.Time, ok bool) {
 	if i == a.group || !gu.here || gu.gone != "" || g.Stopping != "" || g.LoadWanted || len(g.WaitingFor) > 0 || g.Measuring || w.furniture(i) {
 		return from, false
 	}
-	higher := a.priority() > class(g)
-	if (g.Queued > 0 || len(g.Ready) > 0) && g.Enabled && !w.due(a, i, higher) {
-		return from, false
-	}
-	if higher {
-		return from, true
+	if a.priority() > class(g) {
+		return from, !w.outranked(a, i)
 	}
 	since := g.ResidentSince
 	if !g.Resident { // this plan loads it
 		since = w.view.Now
 	}
-	return since.Add(w.o.residency(g)), true
+	from = since.Add(w.o.residency(g))
+	if (g.Queued > 0 || len(g.Ready) > 0) && g.Enabled {
+		if w.outranked(a, i) {
+			return from, false
+		}
+		from = later(from, w.due(a, g, since))
+	}
+	return from, true
+}
+
+// outranked reports whether a job that waits for group i's worker comes before a.
+func (w *pass) outranked(a *ask, i int) bool {
+	waiting := w.guests[i].ready
+	return a.job != nil && len(waiting) > 0 && waiting[0].before(*a.job)
+}
+
+// due is when a's turn comes before jobs that wait for g's worker, loaded since
+// then: affinity lets those go first, within its bounds.
+func (w *pass) due(a *ask, g *sched.GroupView, since time.Time) time.Time {
+	turn := since.Add(min(time.Duration(w.o.AffinityLoads)*(w.o.load(g)+w.o.load(a.g)), w.o.HardWait))
+	if g.Streak >= w.o.AffinityJobs {
+		return turn
+	}
+	return later(turn, w.waitsSince(a.g).Add(w.o.AffinityWait))
+}
+
+// load is what loading g's worker takes, as far as that is known.
+func (o *ReserveOptions) load(g *sched.GroupView) time.Duration {
+	if g.LoadTime > 0 {
+		return g.LoadTime
+	}
+	return o.LoadGuess
 }
 
 // residency is how long g's worker is left alone once it is loaded.
@@ -405,31 +432,10 @@ func class(g *sched.GroupView) int {
 	return top
 }
 
-// due reports whether a's turn has come before the jobs that wait for group
-// i's worker, which affinity would otherwise let go first.
-func (w *pass) due(a *ask, i int, higher bool) bool {
-	if a.job != nil && len(w.guests[i].ready) > 0 && w.guests[i].ready[0].before(*a.job) {
-		return false
-	}
-	if higher || w.view.Groups[i].Streak >= w.o.AffinityJobs || w.draining(a.g) {
-		return true
-	}
-	at := w.waitsSince(a.g).Add(w.o.AffinityWait)
-	if at.After(w.view.Now) {
-		w.wake(at)
-		return false
-	}
-	return true
-}
-
 // cost is what it costs to stop group i's worker: the time to load it again,
 // times how likely that is to be needed soon, times whom it is kept for.
 func (w *pass) cost(i int) float64 {
 	g := &w.view.Groups[i]
-	load := g.LoadTime
-	if load <= 0 {
-		load = w.o.LoadGuess
-	}
 	used := g.LastUsed
 	if used.IsZero() {
 		used = g.IdleSince
@@ -438,7 +444,7 @@ func (w *pass) cost(i int) float64 {
 	idle := max(w.view.Now.Sub(used), 0)
 	again := 1 - math.Exp(-g.Uses*window.Hours())
 	chance := min((0.1+again)/(1+float64(idle)/float64(window)), 1)
-	c := max(load, time.Second).Seconds() * chance * float64(1+max(class(g), 0))
+	c := max(w.o.load(g), time.Second).Seconds() * chance * float64(1+max(class(g), 0))
 	for p := range w.pools { // of equals the smaller
 		c += bySize * float64(w.account(i, p).size()/resource.MiB)
 	}
