@@ -36,6 +36,7 @@ import (
 	"github.com/cjmd/cjmd/internal/resource"
 	"github.com/cjmd/cjmd/internal/sched"
 	"github.com/cjmd/cjmd/internal/sched/policy"
+	"github.com/cjmd/cjmd/internal/simserve"
 	"github.com/cjmd/cjmd/internal/supervisor"
 	"github.com/cjmd/cjmd/internal/supervisor/transport/rpc"
 	pysdk "github.com/cjmd/cjmd/sdk/python"
@@ -63,10 +64,13 @@ type daemonParts struct {
 	supervisor *supervisor.Supervisor
 	gate       *monitors.Gate
 	scheduler  *sched.Scheduler
+	simulated  *simserve.Machine // nil: the machine is the real one
 	listeners  listeners
 	unixServer *http.Server
 	tcpServer  *http.Server
 	endStreams context.CancelFunc
+	// submitTrace: the jobs of the simulated machine's trace are submitted, too.
+	submitTrace bool
 
 	closers []func() error // in order of opening
 }
@@ -98,8 +102,9 @@ func policies(cfg *config.Config) []sched.Policy {
 }
 
 // assemble builds everything in the order in which things depend on each
-// other. On an error what was opened is closed again.
-func assemble(ctx context.Context, cfg *config.Config, env []string, log *zap.Logger) (_ *daemonParts, err error) {
+// other; first comes right after the directories. On an error what was opened is
+// closed again.
+func assemble(ctx context.Context, cfg *config.Config, env []string, log *zap.Logger, first ...func(*daemonParts) error) (_ *daemonParts, err error) {
 	d := &daemonParts{cfg: cfg, env: env, log: log, startedAt: time.Now()}
 	d.current.Store(cfg)
 	d.ready.set("the daemon is starting")
@@ -113,6 +118,14 @@ func assemble(ctx context.Context, cfg *config.Config, env []string, log *zap.Lo
 
 	for _, step := range []func() error{
 		d.makeDirs,
+		func() error {
+			for _, f := range first {
+				if err := f(d); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
 		func() error { return d.openJobs(ctx) },
 		func() error { return d.openPlugins(ctx) },
 		func() error { return d.openWorkers(ctx, registry) },
@@ -195,9 +208,18 @@ func pluginPaths(cfg *config.Config, env []string) []string {
 	return plugins.DefaultPaths(cfg.Plugins.Paths, cwd, getenv("HOME"), configDir)
 }
 
+// pluginPaths puts the plugins of a simulated machine first.
+func (d *daemonParts) pluginPaths(cfg *config.Config) []string {
+	paths := pluginPaths(cfg, d.env)
+	if d.simulated != nil {
+		paths = append([]string{d.simulated.PluginDir()}, paths...)
+	}
+	return paths
+}
+
 func (d *daemonParts) openPlugins(ctx context.Context) (err error) {
 	d.catalog, err = plugins.New(plugins.Options{
-		Paths:   pluginPaths(d.cfg, d.env),
+		Paths:   d.pluginPaths(d.cfg),
 		EnvsDir: d.cfg.EnvsDir(),
 		Store:   d.store,
 		Journal: d.store,
@@ -258,10 +280,11 @@ func (d *daemonParts) openWorkers(ctx context.Context, reg prometheus.Registerer
 }
 
 func (d *daemonParts) openScheduler(ctx context.Context, reg prometheus.Registerer) (err error) {
+	list, name := d.simulatedMonitor(monitorList(), d.cfg.Monitor.Name)
 	d.gate, err = monitors.New(monitors.Options{
 		MaxAge:       d.cfg.Monitor.MaxAge,
 		Pace:         monitors.NewPace(d.cfg.Monitor.IntervalBusy, d.cfg.Monitor.IntervalIdle),
-		Constructors: monitorList(),
+		Constructors: list,
 		Plugin:       d.pluginMonitor,
 		Log:          d.log.Named("monitors"),
 		Journal:      d.store,
@@ -269,7 +292,7 @@ func (d *daemonParts) openScheduler(ctx context.Context, reg prometheus.Register
 	if err != nil {
 		return err
 	}
-	if name := d.cfg.Monitor.Name; name != config.None {
+	if name != config.None {
 		if err := d.gate.RegisterName(ctx, name); err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cjmd/cjmd/internal/isolation/reexec"
 	"github.com/cjmd/cjmd/internal/monitors/nvidia"
+	"github.com/cjmd/cjmd/internal/simserve"
 )
 
 // Set by the linker (Makefile).
@@ -36,6 +37,9 @@ func main() {
 	}
 	if code, ok := nvidia.Dispatch(os.Args[1:]); ok {
 		os.Exit(code)
+	}
+	if len(os.Args) > 1 && os.Args[1] == simserve.Verb {
+		os.Exit(simserve.Worker(os.Environ(), os.Stderr))
 	}
 	os.Exit(run(context.Background(), os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
 }

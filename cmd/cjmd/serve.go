@@ -27,6 +27,8 @@ func serveCommand(env []string) *cobra.Command {
 		Long: "Serve until SIGTERM or SIGINT. A second signal stops waiting for running jobs; SIGHUP reads the configuration again.",
 	}
 	config.AddFlags(c.Flags())
+	var simulated simulation
+	simulated.addFlags(c.Flags())
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
 		load := func() (*config.Config, error) {
 			return config.Load(config.Options{Env: env, Flags: cmd.Flags()})
@@ -46,7 +48,7 @@ func serveCommand(env []string) *cobra.Command {
 		defer signal.Stop(signals)
 
 		starting := begin(cmd.Context(), signals)
-		d, err := assemble(starting.ctx, cfg, env, log)
+		d, err := assemble(starting.ctx, cfg, env, log, simulated.open)
 		if sig := starting.end(); sig != nil {
 			log.Info("stopped while starting", zap.String("signal", sig.String()))
 			if err == nil {
@@ -252,7 +254,7 @@ func (d *daemonParts) apply(next *config.Config) error {
 		d.level.SetLevel(lvl.Level())
 	}
 	if strings.Join(old.Plugins.Paths, "\n") != strings.Join(next.Plugins.Paths, "\n") {
-		errs = append(errs, d.catalog.SetPaths(ctx, pluginPaths(next, d.env)))
+		errs = append(errs, d.catalog.SetPaths(ctx, d.pluginPaths(next)))
 	}
 	if old.Scheduler.Policy != next.Scheduler.Policy {
 		errs = append(errs, d.scheduler.SetPolicy(ctx, next.Scheduler.Policy))

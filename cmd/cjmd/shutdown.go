@@ -53,7 +53,7 @@ func outcome(actors ...*actor) error {
 // everything down in the order of docs/ARCHITECTURE.md. A second signal ends the
 // wait for running jobs.
 func (d *daemonParts) run(stop context.Context, signals <-chan os.Signal) error {
-	failed := make(chan *actor, 6+len(d.listeners.unix)+len(d.listeners.tcp)) // one slot for each actor: none ever blocks
+	failed := make(chan *actor, 7+len(d.listeners.unix)+len(d.listeners.tcp)) // one slot for each actor: none ever blocks
 	admit, stopAdmit := context.WithCancel(context.Background())
 	work, stopWork := context.WithCancelCause(context.Background())
 	workers, stopWorkers := context.WithCancel(context.Background())
@@ -65,6 +65,7 @@ func (d *daemonParts) run(stop context.Context, signals <-chan os.Signal) error 
 
 	catalog := start("plugin catalogue", failed, func() error { return d.catalog.Run(facts) })
 	gate := start("monitors", failed, func() error { return d.gate.Run(facts) })
+	simulated := start("simulated machine", failed, func() error { return d.runSimulation(facts) })
 	keeper := start("retention", failed, func() error { return d.queue.Run(facts) })
 	sup := start("supervisor", failed, func() error { return d.supervisor.Run(workers) })
 	loop := start("scheduler", failed, func() error { return d.scheduler.Run(admit, work) })
@@ -84,7 +85,7 @@ func (d *daemonParts) run(stop context.Context, signals <-chan os.Signal) error 
 	stopWorkers()
 	err = errors.Join(err, outcome(sup))
 	stopFacts()
-	err = errors.Join(err, outcome(gate, catalog, keeper, background))
+	err = errors.Join(err, outcome(gate, catalog, keeper, background, simulated))
 	d.endStreams()
 	d.hub.Close()
 	err = errors.Join(err, d.queue.Close()) // ends readers of job logs

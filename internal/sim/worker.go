@@ -380,6 +380,16 @@ func (w *Worker) devices() []resource.DeviceID {
 	return out
 }
 
+// SetPID gives the worker the id of the real process that stands for it.
+func (w *Worker) SetPID(pid int) {
+	w.m.mu.Lock()
+	defer w.m.mu.Unlock()
+	if w.state != Dead {
+		w.h.pid = pid
+		w.m.noteLocked()
+	}
+}
+
 // PID is the worker's process id; 0 once it is dead.
 func (w *Worker) PID() int {
 	w.m.mu.Lock()

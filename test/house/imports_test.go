@@ -29,6 +29,7 @@ var rules = []rule{
 	{"internal/jobs/sqlitestore", []string{"internal/jobs/...", "internal/plugins", "internal/sched/learn", "internal/events", "internal/resource"}},
 	{"internal/jobs/...", []string{"internal/jobs/...", "internal/events", "internal/resource"}},
 	{"internal/sim", []string{"internal/resource"}},
+	{"internal/simserve", []string{"internal/sim", "internal/sched/simtest", "internal/supervisor/transport/rpc/wire", "internal/resource"}},
 	{"internal/monitors/...", []string{"internal/monitors/...", "internal/sim", "internal/events", "internal/resource"}},
 	{"internal/sched/simtest", []string{"internal/sched/...", "internal/sim", "internal/jobs/...", "internal/monitors/...", "internal/plugins", "internal/supervisor", "internal/events", "internal/resource"}},
 	{"internal/sched/learn", []string{"internal/resource"}},

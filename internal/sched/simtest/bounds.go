@@ -22,7 +22,7 @@ const executeShare = 0.25*0.5 + 0.75
 // the devices' number allow. It supposes that loads cost nothing but once, that
 // memory is back at once, and that nothing goes wrong.
 func LowerBound(t *Trace) Bound {
-	subs := t.submissions()
+	subs := t.Submissions()
 	var b Bound
 	consider := func(d time.Duration, why string) {
 		if d > b.Makespan {
@@ -31,11 +31,11 @@ func LowerBound(t *Trace) Bound {
 	}
 	first := make(map[string]time.Duration)
 	for _, s := range subs {
-		if _, seen := first[s.plugin]; !seen {
-			first[s.plugin] = s.at
+		if _, seen := first[s.Plugin]; !seen {
+			first[s.Plugin] = s.At
 		}
-		ready := max(s.at, first[s.plugin]+t.loadAtLeast(s.plugin))
-		consider(ready+s.run, "the job that comes last")
+		ready := max(s.At, first[s.Plugin]+t.loadAtLeast(s.Plugin))
+		consider(ready+s.Run, "the job that comes last")
 	}
 	// Whatever comes at or after a time has to be done after it: by each plugin's
 	// slots, in the memory there is, on the devices there are.
@@ -44,23 +44,23 @@ func LowerBound(t *Trace) Bound {
 	usable, largest := t.usable()
 	for i := len(subs) - 1; i >= 0; i-- {
 		s := subs[i]
-		p := t.Plugins[s.plugin]
-		work[s.plugin] += s.run
-		slots := work[s.plugin] / time.Duration(p.Concurrency)
-		from := s.at
-		if s.at == first[s.plugin] {
-			from += t.loadAtLeast(s.plugin)
+		p := t.Plugins[s.Plugin]
+		work[s.Plugin] += s.Run
+		slots := work[s.Plugin] / time.Duration(p.Concurrency)
+		from := s.At
+		if s.At == first[s.Plugin] {
+			from += t.loadAtLeast(s.Plugin)
 		}
-		consider(from+slots, "the slots of "+s.plugin)
+		consider(from+slots, "the slots of "+s.Plugin)
 		if !p.gpu() || usable <= 0 {
 			continue
 		}
-		sec := s.run.Seconds() * float64(p.Devices)
+		sec := s.Run.Seconds() * float64(p.Devices)
 		area += sec * (float64(resource.FromMB(p.ResidentMB))/float64(p.Concurrency) + executeShare*float64(resource.FromMB(p.ExecuteMB)))
-		consider(s.at+seconds(area/float64(usable)), "the memory of the devices")
+		consider(s.At+seconds(area/float64(usable)), "the memory of the devices")
 		if 2*resource.FromMB(p.ResidentMB+executeShare*p.ExecuteMB) > largest {
 			wide += sec / float64(p.Concurrency)
-			consider(s.at+seconds(wide/float64(len(t.Machine.Devices))), "the number of devices")
+			consider(s.At+seconds(wide/float64(len(t.Machine.Devices))), "the number of devices")
 		}
 	}
 	return b

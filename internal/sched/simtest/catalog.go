@@ -37,7 +37,7 @@ func (c *catalog) Instance(id string) (plugins.Instance, plugins.Manifest, error
 		return plugins.Instance{}, plugins.Manifest{}, &plugins.NotFoundError{Kind: "plugin", Name: id}
 	}
 	return c.instance(id), plugins.Manifest{Name: id, Concurrency: p.Concurrency, Hash: id,
-		Demand:   resource.Demand{RequiresGPU: p.gpu(), Devices: p.Devices, MinVRAM: p.declared(), MinRAM: resource.FromMB(p.RAMMB + p.ExecuteRAMMB*float64(p.Concurrency))},
+		Demand:   resource.Demand{RequiresGPU: p.gpu(), Devices: p.Devices, MinVRAM: p.Declared(), MinRAM: resource.FromMB(p.RAMMB + p.ExecuteRAMMB*float64(p.Concurrency))},
 		Timeouts: plugins.Timeouts{Run: time.Duration(p.RunTimeout)},
 	}, nil
 }

@@ -21,7 +21,7 @@ const (
 // job is one job with what the simulator knows about it besides.
 type job struct {
 	jobs.Job
-	sub   submission
+	sub   Submission
 	ready bool // in its group's list
 }
 
@@ -52,10 +52,10 @@ func ring(c chan struct{}) {
 	}
 }
 
-func (q *queue) submit(s submission) {
+func (q *queue) submit(s Submission) {
 	q.seq++
-	j := &job{sub: s, Job: jobs.Job{ID: jobs.ID(s.id), Seq: q.seq, Status: jobs.Pending, Phase: jobs.Queued, CreatedAt: q.d.now, Submitter: s.submitter,
-		Spec: jobs.Spec{Instance: s.plugin, Args: []byte("[]"), Kwargs: []byte("{}"), MaxAttempts: maxAttempts, Priority: s.priority}}}
+	j := &job{sub: s, Job: jobs.Job{ID: jobs.ID(s.ID), Seq: q.seq, Status: jobs.Pending, Phase: jobs.Queued, CreatedAt: q.d.now, Submitter: s.Submitter,
+		Spec: jobs.Spec{Instance: s.Plugin, Args: []byte("[]"), Kwargs: []byte("{}"), MaxAttempts: maxAttempts, Priority: s.Priority}}}
 	q.jobs[j.ID] = j
 	q.rec.submitted(j)
 	q.makeReady(j)
@@ -288,7 +288,7 @@ func (sink) CancelPhase(supervisor.CancelMode) {}
 // runTime is how long a job runs, as the trace says.
 func (q *queue) runTime(id string) time.Duration {
 	if j := q.jobs[jobs.ID(id)]; j != nil {
-		return j.sub.run
+		return j.sub.Run
 	}
 	return 0
 }

@@ -232,7 +232,7 @@ func Compare(t *Trace, o Options) (*Comparison, []*Result, error) {
 func Alone(t *Trace, o Options) (*Comparison, []*Result, error) { return each(t, o) }
 
 func each(t *Trace, all ...Options) (*Comparison, []*Result, error) {
-	c := &Comparison{Trace: t.Name, About: t.About, Jobs: len(t.submissions()), Bound: LowerBound(t)}
+	c := &Comparison{Trace: t.Name, About: t.About, Jobs: len(t.Submissions()), Bound: LowerBound(t)}
 	var results []*Result
 	for _, o := range all {
 		r, err := Simulate(t, o)

@@ -24,7 +24,7 @@ type stores struct {
 // machine before.
 func newStores(t *Trace, rec *recorder) *stores {
 	s := &stores{rec: rec, profiles: make(map[learn.Key]learn.Profile), claims: make(map[string][]resource.ClaimRecord)}
-	for _, name := range t.names() {
+	for _, name := range t.Names() {
 		p := t.Plugins[name]
 		if p.Needs != NeedsLearned {
 			continue

@@ -57,7 +57,7 @@ type drawing struct {
 // memory by owner, and how long the jobs waited. c adds the comparison; nil: none.
 func WriteSVG(w io.Writer, r *Result, c *Comparison) error {
 	g := &drawing{r: r, c: c, end: max(r.End, time.Second), hue: make(map[string]string)}
-	for i, name := range r.Trace.names() {
+	for i, name := range r.Trace.Names() {
 		g.hue[name] = hues[i%len(hues)]
 	}
 	g.header()
@@ -450,12 +450,12 @@ func (g *drawing) legend() {
 		g.text(x+20, g.y, "small", "", label)
 		x += 34 + float64(len(label))*6.6
 	}
-	for _, name := range g.r.Trace.names() {
+	for _, name := range g.r.Trace.Names() {
 		put(func(x float64) { g.rect("", name, x, g.y-10, 14, 11) }, name)
 	}
 	x = 24
 	g.y += 20
-	first := g.r.Trace.names()
+	first := g.r.Trace.Names()
 	if len(first) == 0 {
 		return
 	}

@@ -2,6 +2,7 @@ package simtest
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -266,9 +267,9 @@ func (p *PluginSpec) check(name string, devices int) error {
 // gpu reports whether the plugin needs an accelerator.
 func (p *PluginSpec) gpu() bool { return p.Devices > 0 }
 
-// declared is the manifest's figure per device: resident and execute together,
+// Declared is the manifest's figure per device: resident and execute together,
 // as the manifests of the field have it; 0 where it says nothing.
-func (p *PluginSpec) declared() resource.Bytes {
+func (p *PluginSpec) Declared() resource.Bytes {
 	switch {
 	case p.Needs != NeedsDeclared:
 		return 0
@@ -278,7 +279,8 @@ func (p *PluginSpec) declared() resource.Bytes {
 	return resource.FromMB(p.ResidentMB + p.ExecuteMB*float64(p.Concurrency))
 }
 
-func (p *PluginSpec) program(name string) sim.Program {
+// Program is what a worker of the plugin does.
+func (p *PluginSpec) Program(name string) sim.Program {
 	return sim.Program{
 		Name: name, ResidentVRAM: resource.FromMB(p.ResidentMB), ExecuteVRAM: resource.FromMB(p.ExecuteMB),
 		ResidentRAM: resource.FromMB(p.RAMMB), ExecuteRAM: resource.FromMB(p.ExecuteRAMMB), LoadPeakVRAM: resource.FromMB(p.LoadPeakMB),
@@ -288,8 +290,8 @@ func (p *PluginSpec) program(name string) sim.Program {
 	}
 }
 
-// machine makes the options of the model.
-func (t *Trace) machine(clock sim.Clock, obs sim.Observer) sim.Options {
+// MachineOptions describes the trace's machine with the faults that befall it.
+func (t *Trace) MachineOptions(clock sim.Clock, obs sim.Observer) sim.Options {
 	o := sim.Options{Clock: clock, Seed: t.Seed, CPUs: t.Machine.CPUs, RAM: resource.FromMB(t.Machine.RAMMB),
 		RAMUsed: resource.FromMB(t.Machine.RAMUsedMB), ReadLag: time.Duration(t.Machine.MonitorLag), Observer: obs}
 	for _, d := range t.Machine.Devices {
@@ -310,23 +312,23 @@ func (t *Trace) machine(clock sim.Clock, obs sim.Observer) sim.Options {
 	return o
 }
 
-// names lists the plugins in order.
-func (t *Trace) names() []string { return slices.Sorted(maps.Keys(t.Plugins)) }
+// Names lists the plugins in order.
+func (t *Trace) Names() []string { return slices.Sorted(maps.Keys(t.Plugins)) }
 
-// submission is one job of the trace.
-type submission struct {
-	at        time.Duration
-	id        string
-	plugin    string
-	submitter string
-	priority  int
-	run       time.Duration
+// Submission is one job of the trace.
+type Submission struct {
+	At        time.Duration
+	ID        string
+	Plugin    string
+	Submitter string
+	Priority  int
+	Run       time.Duration
 }
 
-// submissions lists the jobs in the order they arrive. A job's run time follows
+// Submissions lists the jobs in the order they arrive. A job's run time follows
 // from the seed and its id, whatever becomes of the others.
-func (t *Trace) submissions() []submission {
-	var out []submission
+func (t *Trace) Submissions() []Submission {
+	var out []Submission
 	count := make(map[string]int)
 	for _, a := range t.Arrivals {
 		run := sim.Span(a.Run)
@@ -340,10 +342,10 @@ func (t *Trace) submissions() []submission {
 			if a.Jitter > 0 {
 				at += time.Duration(a.Jitter * float64(a.Every) * sim.Chance(t.Seed, "arrival "+id))
 			}
-			out = append(out, submission{at: at, id: id, plugin: a.Plugin, submitter: a.Submitter, priority: a.Priority,
-				run: max(run.Draw(t.Seed, "run "+id), time.Millisecond)})
+			out = append(out, Submission{At: at, ID: id, Plugin: a.Plugin, Submitter: a.Submitter, Priority: a.Priority,
+				Run: max(run.Draw(t.Seed, "run "+id), time.Millisecond)})
 		}
 	}
-	slices.SortStableFunc(out, func(a, b submission) int { return int(a.at - b.at) })
+	slices.SortStableFunc(out, func(a, b Submission) int { return cmp.Compare(a.At, b.At) })
 	return out
 }

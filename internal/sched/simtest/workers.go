@@ -52,7 +52,7 @@ type loader struct {
 }
 
 func newWorkers(d *driver, m *sim.Machine, t *Trace, rec *recorder, q *queue) *workers {
-	ws := &workers{d: d, m: m, t: t, rec: rec, q: q, changed: make(chan struct{}, 1), all: make(map[string]*worker), names: t.names()}
+	ws := &workers{d: d, m: m, t: t, rec: rec, q: q, changed: make(chan struct{}, 1), all: make(map[string]*worker), names: t.Names()}
 	for _, name := range ws.names {
 		spec := t.Plugins[name]
 		ws.all[name] = &worker{name: name, spec: &spec, state: supervisor.Stopped}
@@ -117,7 +117,7 @@ func (ws *workers) start(w *worker) error {
 		devices = ws.emptiest(w.spec.Devices)
 	}
 	var proc *sim.Worker
-	proc, err := ws.m.Start(w.name, w.spec.program(w.name), devices,
+	proc, err := ws.m.Start(w.name, w.spec.Program(w.name), devices,
 		func(err error) { ws.loaded(w, proc, err) },
 		func(err error) { ws.died(w, proc, err) })
 	if err != nil {

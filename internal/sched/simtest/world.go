@@ -95,12 +95,12 @@ func Simulate(t *Trace, o Options) (*Result, error) {
 	}
 	d := newDriver()
 	w := &world{o: o, t: t, d: d, rec: newRecorder(d)}
-	m, err := sim.New(t.machine(d, w.rec))
+	m, err := sim.New(t.MachineOptions(d, w.rec))
 	if err != nil {
 		return nil, err
 	}
 	defer m.Close()
-	w.m, w.cat = m, &catalog{t: t, names: t.names()}
+	w.m, w.cat = m, &catalog{t: t, names: t.Names()}
 	w.q, w.db = newQueue(d, w.rec), newStores(t, w.rec)
 	if err := w.script(); err != nil {
 		return nil, err
@@ -113,9 +113,9 @@ func Simulate(t *Trace, o Options) (*Result, error) {
 
 // script sets the arrivals and the deaths of the daemon.
 func (w *world) script() error {
-	for _, s := range w.t.submissions() {
+	for _, s := range w.t.Submissions() {
 		w.total++
-		w.d.AfterFunc(s.at, func() { w.q.submit(s) })
+		w.d.AfterFunc(s.At, func() { w.q.submit(s) })
 	}
 	for _, f := range w.t.Faults {
 		if f.Kind != Kill {
