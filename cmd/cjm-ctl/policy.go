@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -44,6 +46,7 @@ func (a *app) showScheduler(s wire.Scheduler) error {
 	if s.MonitorPlugin != "" {
 		monitor += ", served by " + s.MonitorPlugin
 	}
+	quarantined := strings.Join(slices.Sorted(maps.Keys(s.Quarantined)), " ")
 	if s.Shadow != nil {
 		shadow = a.shadowFact(*s.Shadow)
 	}
@@ -51,18 +54,18 @@ func (a *app) showScheduler(s wire.Scheduler) error {
 		slots = fmt.Sprint(s.Slots)
 	}
 	if err := a.printFacts(fact{"policy", s.Policy}, fact{"policies", strings.Join(s.Policies, " ")},
-		fact{"monitor", monitor}, fact{"memory", memory}, fact{"slots", slots}, shadow); err != nil || len(s.Claims) == 0 {
+		fact{"monitor", monitor}, fact{"start nothing", quarantined}, fact{"memory", memory}, fact{"slots", slots}, shadow); err != nil || len(s.Claims) == 0 {
 		return err
 	}
 	fmt.Fprintln(a.out.w)
 	t := &table{cols: []column{{title: "OWNER", flex: true, min: 20}, {title: "FOR"}, {title: "DEVICE", flex: true, min: 6}, {title: "CLAIM", right: true},
-		{title: "MEASURED", right: true}, {title: "PHASE"}, {title: "SINCE", right: true}}}
+		{title: "MEASURED", right: true}, {title: "BY"}, {title: "PHASE"}, {title: "SINCE", right: true}}}
 	for _, x := range s.Claims {
 		measured := ""
 		if x.MeasuredMb > 0 {
 			measured = sizeMB(x.MeasuredMb)
 		}
-		t.row(x.Owner, x.Kind, x.Device, sizeMB(x.Mb), measured, x.Phase, ago(a.now(), x.Since))
+		t.row(x.Owner, x.Kind, x.Device, sizeMB(x.Mb), measured, x.Source, x.Phase, ago(a.now(), x.Since))
 	}
 	return a.printTable(t)
 }

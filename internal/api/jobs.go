@@ -196,7 +196,7 @@ func (s *server) GetQueue(ctx context.Context, req wire.GetQueueRequestObject) (
 	out := wire.GetQueue200JSONResponse{Running: wireJobs(o.Running), Pending: wireJobs(o.Pending), History: wireJobs(o.History),
 		Totals: wire.Totals{Pending: o.Totals.Pending, Running: o.Totals.Running, Completed: o.Totals.Completed,
 			Failed: o.Totals.Failed, Cancelled: o.Totals.Cancelled},
-		Waiting: wireGroups(s.o.Lifecycle.State().Groups), Controls: wireControls(o.Controls), ReadAt: int64(o.ReadAt)}
+		Waiting: waiting(s.o.Lifecycle.State().Groups), Controls: wireControls(o.Controls), ReadAt: int64(o.ReadAt)}
 	for i := range out.Pending {
 		out.Pending[i].Position = i + 1
 	}

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cjmd/cjmd/internal/api/wire"
@@ -159,6 +160,12 @@ func wireGroups(groups []sched.WaitingGroup) []wire.WaitingGroup {
 		out = append(out, wire.WaitingGroup{Plugin: g.Instance, Queued: g.Queued, Block: *wireBlock(&g.Block)})
 	}
 	return out
+}
+
+// waiting leaves out the plugins whose jobs wait for no more than their turn.
+func waiting(groups []sched.WaitingGroup) []wire.WaitingGroup {
+	groups = slices.DeleteFunc(slices.Clone(groups), func(g sched.WaitingGroup) bool { return g.Block.Code == "no_slot" })
+	return wireGroups(groups)
 }
 
 func deviceNames(ids []resource.DeviceID) []string {

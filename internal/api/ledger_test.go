@@ -2,12 +2,16 @@ package api
 
 import (
 	"context"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	apispec "github.com/cjmd/cjmd/api"
 	"github.com/cjmd/cjmd/internal/api/wire"
 	"github.com/cjmd/cjmd/internal/jobs"
 	"github.com/cjmd/cjmd/internal/plugins"
@@ -195,7 +199,8 @@ func TestSystem_LedgerAddsUp(t *testing.T) {
 		}
 		st.Leases = []sched.LeaseState{{Lease: resource.Lease{ID: "L1", Device: resource.HostDevice, Bytes: 50 * resource.MiB}}}
 		st.Shadow = &sched.Shadow{Job: "j1", Instance: "large", Devices: []resource.DeviceID{"GPU-1"}, VRAM: 20 * gib}
-		st.Groups = []sched.WaitingGroup{{Instance: "large", Queued: 3, Block: jobs.Block{Code: "resource", Sentence: "Needs 20 GiB on one accelerator; 6.5 GiB are free."}}}
+		st.Quarantined = map[string]string{"broken": "it crashed 5 times"}
+		st.Groups = []sched.WaitingGroup{{Instance: "full", Queued: 9, Block: jobs.Block{Code: "no_slot", Sentence: "1 job of full comes first."}}, {Instance: "large", Queued: 3, Block: jobs.Block{Code: "resource", Sentence: "Needs 20 GiB on one accelerator; 6.5 GiB are free."}}}
 		st.MonitorInstance = "mon"
 	}
 	f.machine.snap.Host.MemAvailable = 3000 * resource.MiB
@@ -218,10 +223,25 @@ func TestSystem_LedgerAddsUp(t *testing.T) {
 	f.do("GET", "/v1/scheduler", nil).into(t, &sc)
 	require.Equal(t, "mon", sc.MonitorPlugin)
 	require.Equal(t, "large", sc.Shadow.Plugin)
-	require.Equal(t, 3, sc.Groups[0].Queued)
+	require.Len(t, sc.Groups, 2)
+	require.Equal(t, 3, sc.Groups[1].Queued)
+	require.Equal(t, "it crashed 5 times", sc.Quarantined["broken"])
 	var q wire.Queue
 	f.do("GET", "/v1/queue", nil).into(t, &q)
+	require.Len(t, q.Waiting, 1, "who waits for no more than its turn is not worth a line")
 	require.Contains(t, q.Waiting[0].Block.Sentence, "20 GiB")
+}
+
+// Who follows the journal finds every kind in the description.
+func TestSpec_NamesEveryKindOfEvent(t *testing.T) {
+	t.Parallel()
+	src, err := os.ReadFile(filepath.Join("..", "events", "kinds.go"))
+	require.NoError(t, err)
+	kinds := regexp.MustCompile(`Kind = "([a-z._]+)"`).FindAllStringSubmatch(string(src), -1)
+	require.Greater(t, len(kinds), 20)
+	for _, k := range kinds {
+		require.Contains(t, string(apispec.Spec), "`"+k[1]+"`")
+	}
 }
 
 func TestInstances_PlacementIsSetAndLifted(t *testing.T) {

@@ -106,7 +106,7 @@ func (s *server) scheduler() wire.SchedulerJSONResponse {
 	st := s.o.Lifecycle.State()
 	return wire.SchedulerJSONResponse{Policy: st.Policy, Policies: orNone(st.Policies), Monitor: st.Monitor, Fresh: st.Fresh, HeartbeatAt: utc(st.LastPass),
 		FreeRamMb: st.FreeRAM.MB(), MarginMb: st.Margin.MB(), Slots: st.Slots, Waiting: st.Waiting, Claims: wireClaims(st.Claims),
-		Shadow: wireShadow(st.Shadow), MonitorPlugin: st.MonitorInstance, Groups: wireGroups(st.Groups)}
+		Shadow: wireShadow(st.Shadow), MonitorPlugin: st.MonitorInstance, Groups: wireGroups(st.Groups), Quarantined: st.Quarantined}
 }
 
 func orNone[T any](list []T) []T {

@@ -907,7 +907,35 @@ type JobRequestOnDependencyFailure string
 // JobStatus defines model for JobStatus.
 type JobStatus string
 
-// JournalEvent `data:` of `/v1/events`.
+// JournalEvent `data:` of `/v1/events`. The kinds, and what their `data` has besides `job` and `plugin` of the event:
+//
+// | kind | when | data |
+// |---|---|---|
+// | `job.submitted` | a job was accepted | |
+// | `job.updated` | priority or labels changed | |
+// | `job.held`, `job.released` | | |
+// | `job.blocked` | the first job of a plugin waits for another reason than before | `code`, `sentence`, … |
+// | `job.started` | an attempt begins | `attempt`, `worker` |
+// | `job.phase` | | `phase`: loading, executing |
+// | `job.cancel_requested`, `job.cancel_phase` | | `phase`: cooperative, interrupt, kill; `after_ms` |
+// | `job.requeued` | back to pending, for another attempt | `attempt`, `error` |
+// | `job.completed`, `job.failed`, `job.cancelled` | the end; exactly one of them | |
+// | `job.pruned` | retention removed it | |
+// | `worker.state` | | `from`, `to`, `cause`, `pid`, `exit` |
+// | `instance.created`, `instance.updated`, `instance.deleted` | | `plugin`, `enabled`, `revision` |
+// | `plugin.discovered`, `plugin.changed` | a manifest came, changed, broke or went | `state`, `error` |
+// | `queue.control` | | `scope`, `mode` |
+// | `monitor.changed` | | `monitor`, `state`: registered, fresh, stale, failed; `error` |
+// | `scheduler.changed` | another policy | `policy` |
+// | `scheduler.evicting` | an idle worker is stopped to make room | `asker` (empty: a lease), `devices`, `bytes` |
+// | `scheduler.evicted` | its processes are gone | `asker`, `after_ms` |
+// | `scheduler.settled` | its memory was seen back | `device`, `bytes`, `after_ms`, `was_missing` |
+// | `scheduler.quarantined` | memory of an ended worker did not come back in time, or an instance failed too often and starts nothing more | `device`, `bytes`, `of_bytes`, `after_ms`; or `reason` |
+// | `scheduler.thrashing` | two plugins keep pushing each other out | `device`, `a`, `b` |
+// | `scheduler.shadow` | the reservation changed; without `job` there is none | `job`, `devices`, `bytes`, `at`, `draining` |
+// | `lease.created`, `lease.ended` | | `lease`, `device`, `bytes`, `holder`, `note`, `expires_at`; `reason` |
+// | `profile.changed` | what a plugin needs was learned anew, or forgotten (`reset`) | `plugin`, `config_hash`, `device_model`, `known`, … |
+// | `daemon.started`, `daemon.stopping` | | |
 type JournalEvent struct {
 	At   time.Time `json:"at"`
 	Data AnyObject `json:"data"`
@@ -1385,6 +1413,9 @@ type Scheduler struct {
 	MonitorPlugin string   `json:"monitor_plugin,omitempty,omitzero"`
 	Policies      []string `json:"policies"`
 	Policy        string   `json:"policy"`
+
+	// Quarantined Plugins that failed too often and start nothing until they are loaded or reloaded by hand, and why.
+	Quarantined map[string]string `json:"quarantined,omitempty,omitzero"`
 
 	// Shadow The reservation of the first job that cannot start. Others may start only beside it, or when they are predicted to end
 	// before `at`.
