@@ -32,10 +32,10 @@ type card struct {
 
 // machine is what the checks run on, read past the daemon.
 type machine struct {
-	Cards  []*card `json:"cards"`
-	Driver string  `json:"driver"`
-	Torch  string  `json:"torch"`
-	Python string  `json:"python"`
+	Cards  []*card
+	Driver string
+	Torch  string
+	Python string // the interpreter's own path
 	lib    nvml.Interface
 }
 

@@ -25,6 +25,9 @@ const (
 	exitNoGPU  = 3 // nothing to check here: no GPU, no driver, or no torch
 )
 
+// version is set by the linker.
+var version = "unknown"
+
 // patience bounds the whole run.
 const patience = 25 * time.Minute
 

@@ -163,26 +163,23 @@ func (s *session) checkProfile(ctx context.Context) (string, error) {
 		return "", err
 	}
 	var p struct {
-		Need struct {
-			ResidentVRAMMB float64 `json:"resident_vram_mb"`
-			Source         string  `json:"source"`
-		} `json:"need"`
 		Profiles []struct {
+			Current      bool `json:"current"`
 			ResidentVRAM struct {
-				EstimateMB float64 `json:"estimate_mb"`
-				Source     string  `json:"source"`
+				MB     float64 `json:"mb"`
+				Source string  `json:"source"`
 			} `json:"resident_vram"`
 		} `json:"profiles"`
 	}
 	err = until(ctx, 10*time.Second, "the profile", func() (bool, error) {
 		err := s.call(ctx, http.MethodGet, "/v1/plugins/share/profile", nil, &p)
-		return len(p.Profiles) > 0 && within(p.Profiles[0].ResidentVRAM.EstimateMB, driver, 0.10), err
+		return len(p.Profiles) > 0 && p.Profiles[0].Current && within(p.Profiles[0].ResidentVRAM.MB, driver, 0.10), err
 	})
 	if err != nil {
 		return "", fmt.Errorf("the driver shows %.0f MiB, the profile says %+v: %w", driver, p, err)
 	}
 	r := p.Profiles[0].ResidentVRAM
-	return fmt.Sprintf("resident %.0f MiB (%s); the driver shows %.0f", r.EstimateMB, r.Source, driver), nil
+	return fmt.Sprintf("resident %.0f MiB (%s); the driver shows %.0f", r.MB, r.Source, driver), nil
 }
 
 func (s *session) checkLeak(ctx context.Context) (string, error) {

@@ -30,13 +30,16 @@ type result struct {
 type report struct {
 	Started time.Time `json:"started"`
 	System  string    `json:"system"`
-	*machine
-	Version string   `json:"cjmd,omitempty"`
-	Results []result `json:"results"`
+	Cards   []*card   `json:"cards"`
+	Driver  string    `json:"driver"`
+	Torch   string    `json:"torch"`
+	Version string    `json:"cjmd"`
+	Results []result  `json:"results"`
 }
 
 func newReport(m *machine) *report {
-	return &report{Started: time.Now().UTC().Truncate(time.Second), System: runtime.GOOS + "/" + runtime.GOARCH, machine: m}
+	return &report{Started: time.Now().UTC().Truncate(time.Second), System: runtime.GOOS + "/" + runtime.GOARCH,
+		Cards: m.Cards, Driver: m.Driver, Torch: m.Torch, Version: version}
 }
 
 func (r *report) add(one result) { r.Results = append(r.Results, one) }
