@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -46,7 +47,7 @@ func (a *app) showExplanation(x wire.Explanation) error {
 		facts = append(facts, needFacts(*n)...)
 	}
 	if x.Slots > 0 {
-		facts = append(facts, fact{"worker", fmt.Sprintf("%s, %d of %d slots free", strings.TrimSpace(x.Worker), x.SlotsFree, x.Slots)})
+		facts = append(facts, fact{"worker", fmt.Sprintf("%s, %d of %d slots free", cmp.Or(x.Worker, "none yet"), x.SlotsFree, x.Slots)})
 	}
 	if s := x.Shadow; s != nil {
 		facts = append(facts, a.shadowFact(*s))

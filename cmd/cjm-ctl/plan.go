@@ -116,7 +116,10 @@ func (a *app) showPlan(p wire.Plan) error {
 
 // shadowFact says for whom memory is being kept.
 func (a *app) shadowFact(s wire.Shadow) fact {
-	text := fmt.Sprintf("job %s of %s", s.Job, s.Plugin)
+	text := "this job of " + s.Plugin
+	if s.Job != "" {
+		text = fmt.Sprintf("job %s of %s", s.Job, s.Plugin)
+	}
 	if len(s.Devices) > 0 {
 		text += fmt.Sprintf(", %s on %s", sizeMB(s.VramMb), strings.Join(s.Devices, ", "))
 	}

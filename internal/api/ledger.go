@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cjmd/cjmd/internal/api/wire"
+	"github.com/cjmd/cjmd/internal/jobs"
 	"github.com/cjmd/cjmd/internal/resource"
 	"github.com/cjmd/cjmd/internal/sched"
 	"github.com/cjmd/cjmd/internal/sched/learn"
@@ -91,7 +92,35 @@ func (s *server) PlanJob(ctx context.Context, req wire.PlanJobRequestObject) (wi
 	if err != nil {
 		return nil, err
 	}
-	return wire.PlanJob200JSONResponse(s.wirePlan(plan)), nil
+	return wire.PlanJob200JSONResponse(s.wirePlan(ofWish(plan, b.Plugin))), nil
+}
+
+// ofWish keeps what a plan says of the wished job, which has no id. Where it says
+// nothing the jobs of its plugin that are there already come first.
+func ofWish(plan sched.Plan, instance string) sched.Plan {
+	plan.Start = slices.DeleteFunc(slices.Clone(plan.Start), func(s sched.Start) bool { return s.Job != "" && s.Job != sched.WishID })
+	plan.Fail = slices.DeleteFunc(slices.Clone(plan.Fail), func(f sched.Failure) bool { return f.Job != "" && f.Job != sched.WishID })
+	for i := range plan.Start {
+		plan.Start[i].Job = ""
+		plan.Start[i].Claims = slices.Clone(plan.Start[i].Claims)
+		for j := range plan.Start[i].Claims {
+			if c := &plan.Start[i].Claims[j]; c.Owner == string(sched.WishID) {
+				c.Owner = ""
+			}
+		}
+	}
+	for i := range plan.Fail {
+		plan.Fail[i].Job = ""
+	}
+	if sh := plan.Shadow; sh != nil && sh.Job == sched.WishID {
+		own := *sh
+		own.Job = ""
+		plan.Shadow = &own
+	}
+	if len(plan.Start)+len(plan.Fail) == 0 && plan.Block[instance] == nil {
+		plan.Block = map[string]*jobs.Block{instance: {Code: "no_slot", Sentence: "jobs of " + instance + " that wait already come first"}}
+	}
+	return plan
 }
 
 func (s *server) wirePlan(plan sched.Plan) wire.Plan {

@@ -83,11 +83,15 @@ func (l *fakeLedger) ResetProfile(_ context.Context, instance string) (int, erro
 
 func (l *fakeLedger) Try(_ context.Context, w sched.Wish) (sched.Plan, error) {
 	l.wishes = append(l.wishes, w)
-	if w.Instance != "speech" {
+	switch w.Instance {
+	case "textstats": // has jobs in the queue
+		return sched.Plan{Start: []sched.Start{{Job: "j1", Instance: w.Instance}}, Fail: []sched.Failure{{Job: "j2", Instance: w.Instance}}}, nil
+	case "speech":
+	default:
 		return sched.Plan{}, &plugins.NotFoundError{Kind: "plugin", Name: w.Instance}
 	}
 	return sched.Plan{
-		Start:   []sched.Start{{Instance: "speech", Devices: []resource.DeviceID{"GPU-1"}, Measure: true, Claims: []sched.Claim{{Owner: "speech", Kind: sched.KindResident, Instance: "speech", Device: "GPU-1", Bytes: 6 * gib, Phase: sched.PhaseReserved}}}},
+		Start:   []sched.Start{{Job: sched.WishID, Instance: "speech", Devices: []resource.DeviceID{"GPU-1"}, Measure: true, Claims: []sched.Claim{{Owner: "speech", Kind: sched.KindResident, Instance: "speech", Device: "GPU-1", Bytes: 6 * gib, Phase: sched.PhaseReserved}}}},
 		Evict:   []sched.Eviction{{Instance: "resting", Asker: "speech"}},
 		Release: []sched.ReleaseAsk{{Instance: "textstats", Asker: "speech"}},
 		Shadow:  &sched.Shadow{Job: "j9", Instance: "large", Devices: []resource.DeviceID{"GPU-1"}, VRAM: 20 * gib, At: time.Now(), Since: time.Now(), Draining: true},
@@ -181,8 +185,15 @@ func TestPlan_DryRunOfAJobThatNobodySubmitted(t *testing.T) {
 	require.Equal(t, resource.Demand{RequiresGPU: true, Devices: 2, MinVRAM: 6 * gib}, *w.Demand, "video memory means an accelerator")
 	require.Equal(t, 3, w.Priority)
 
+	require.Empty(t, p.Start[0].Job, "nobody submitted it")
+	var turn wire.Plan
+	f.do("POST", "/v1/queue/plan", `{"plugin":"textstats"}`).into(t, &turn)
+	require.Empty(t, turn.Start, "what happens to others was not asked")
+	require.Empty(t, turn.Fail)
+	require.Equal(t, "no_slot", turn.Wait[0].Block.Code)
+
 	f.do("POST", "/v1/queue/plan", `{"plugin":"speech"}`)
-	require.Nil(t, f.ledger.wishes[1].Demand, "as known")
+	require.Nil(t, f.ledger.wishes[2].Demand, "as known")
 	require.Equal(t, 404, f.do("POST", "/v1/queue/plan", `{"plugin":"nobody"}`).StatusCode)
 	require.Equal(t, "invalid_body", f.do("POST", "/v1/queue/plan", `{"plugin":"speech","demand":{"vram":1}}`).code())
 }
