@@ -44,6 +44,11 @@ func newModel(v *sched.View) *model {
 			m.here[g.Instance] = g.Devices
 		}
 	}
+	for _, g := range v.Groups {
+		for _, name := range g.WaitingFor {
+			m.gone[name] = true
+		}
+	}
 	for _, c := range v.Claims {
 		k := place{c.Instance, c.Device}
 		if c.Owner == c.Instance && c.Phase == sched.PhaseReserved {

@@ -102,6 +102,13 @@ func newPass(o *ReserveOptions, v sched.View) *pass {
 			w.guests[i].on = w.places(g.Devices)
 		}
 	}
+	for i := range v.Groups { // who was asked to release is left alone until it has answered
+		for _, name := range v.Groups[i].WaitingFor {
+			if k, ok := w.byName[name]; ok && w.guests[k].here {
+				w.guests[k].gone = v.Groups[i].Instance
+			}
+		}
+	}
 	w.addClaims()
 	w.addRuns()
 	for i := range v.Groups {

@@ -139,6 +139,8 @@ func TestReserve_Eviction(t *testing.T) {
 		{"as many as it takes", set(three(), "a", need(15, 0)), "evict z for a, evict x for a, block a resource"},
 		{"one whose own jobs wait goes last", set(three(), "x", func(g *sched.GroupView) { g.Queued = 3 }), "evict y for a, block a resource"},
 		{"release comes first where it is offered", set(pair(), "v", func(g *sched.GroupView) { g.CanRelease = true }), "release v for a, block a resource"},
+		{"nothing starts on one that was asked", set(set(pair(), "v", func(g *sched.GroupView) { g.Ready, g.Queued = group("v", 1).Ready, 1 }), "a", func(g *sched.GroupView) { g.WaitingFor = []string{"v"} }),
+			"block a resource, block v no_slot"},
 		{"waits for its victims", set(pair(), "a", func(g *sched.GroupView) { g.WaitingFor = []string{"v"} }), "block a resource"},
 		{"host memory is made room for, too", newBox(24).put("a", 1, hostNeed(40, 0)).put("v", 0, need(2, 0), hostNeed(30, 0)).loaded("v", 0), "evict v for a, block a resource"},
 		{"a worker moves when its device became too small", newBox(8, 24).put("a", 1, need(6, 6)).loaded("a", 0), "evict a for a, block a resource"},
