@@ -215,13 +215,17 @@ func CPU(pid int) (time.Duration, error) {
 	return time.Duration(ticks) * (time.Second / 100), nil // USER_HZ is 100 on every Linux
 }
 
-// ExactCPU is the processor time that the daemon's threads have used, to the
-// nanosecond: CPU counts in steps of 10 ms, more than an idle daemon uses in seconds.
-func (d *Daemon) ExactCPU() (time.Duration, error) {
-	dir := filepath.Join("/proc", strconv.Itoa(d.PID()), "task")
+// ExactCPU is CPU to the nanosecond.
+func (d *Daemon) ExactCPU() (time.Duration, error) { return ExactCPU(d.PID()) }
+
+// ExactCPU is the processor time that the threads of a process have used, to the
+// nanosecond: CPU counts in steps of 10 ms, more than an idle daemon uses in
+// seconds. Threads that have ended are not in it.
+func ExactCPU(pid int) (time.Duration, error) {
+	dir := filepath.Join("/proc", strconv.Itoa(pid), "task")
 	threads, err := os.ReadDir(dir)
 	if err != nil {
-		return 0, fmt.Errorf("cannot list the daemon's threads: %w", err)
+		return 0, fmt.Errorf("cannot list the threads of %d: %w", pid, err)
 	}
 	var sum time.Duration
 	for _, t := range threads {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -155,4 +156,27 @@ func TestStream_CountsEventsUpToTheirEnd(t *testing.T) {
 	_, err = c.Stream(Request("GET", "/other", "", nil))
 	var status *StatusError
 	require.ErrorAs(t, err, &status)
+}
+
+func TestExactCPU_AgreesWithTheCoarseFigure(t *testing.T) {
+	coarse, err := CPU(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := ExactCPU(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first <= 0 || first < coarse-100*time.Millisecond {
+		t.Errorf("%v exactly, %v in steps", first, coarse)
+	}
+	for begin := time.Now(); time.Since(begin) < 30*time.Millisecond; { // work
+	}
+	second, err := ExactCPU(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second <= first {
+		t.Errorf("%v after work, %v before", second, first)
+	}
 }
