@@ -72,8 +72,11 @@ type accountKey struct {
 	device   resource.DeviceID
 }
 
-// account is what one worker holds of one device.
-type account struct{ claimed, measured resource.Bytes }
+// account is what one worker holds of one device. What is kept for it comes on
+// top: what it uses by now may be there beside that.
+type account struct{ claimed, measured, kept resource.Bytes }
+
+func (a account) size() resource.Bytes { return max(a.claimed, a.measured) + a.kept }
 
 // balance brings the figures of every device and of the host up to date:
 // free = total − margin − external − Σ accounts − leased − quarantined.
@@ -99,7 +102,11 @@ func (l *loop) balance() {
 		default:
 			k := accountKey{c.Instance, c.Device}
 			a := l.accounts[k]
-			a.claimed += c.Bytes
+			if c.Phase == PhaseReserved && c.Owner == c.Instance {
+				a.kept += c.Bytes
+			} else {
+				a.claimed += c.Bytes
+			}
 			a.measured = max(a.measured, c.Measured)
 			l.accounts[k] = a
 		}
@@ -108,14 +115,14 @@ func (l *loop) balance() {
 	ram := l.snap.Host.MemAvailable - l.ledger.margin - lost - past
 	for k, a := range l.accounts {
 		if v := l.viewOf(k.device); v != nil {
-			v.Claimed += max(a.claimed, a.measured)
+			v.Claimed += a.size()
 			if !v.Unified {
 				continue
 			}
 		} else if k.device != resource.HostDevice {
 			continue
 		}
-		ram -= max(a.claimed-a.measured, 0)
+		ram -= a.size() - a.measured
 	}
 	l.totalRAM = l.snap.Host.MemTotal - l.ledger.margin
 	l.freeRAM = ram - l.leaseLeft(resource.HostDevice, max(l.snap.Host.MemTotal-l.snap.Host.MemAvailable-l.hostMeasured, 0))

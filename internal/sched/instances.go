@@ -329,7 +329,9 @@ func (l *loop) runEnded(r *run) {
 		if r.oom == loadOOM { // before the worker's end is noted: where it sat is still known
 			l.noteOOM(now, in, r)
 		}
-		l.startFailed(now, in, r.startErr)
+		if r.oom != loadOOM || r.need.Known { // who measures may find a device too small
+			l.startFailed(now, in, r.startErr)
+		}
 		l.look(now, in)
 	case r.reached && in.failures > 0:
 		in.startSucceeded()

@@ -250,8 +250,7 @@ func (l *loop) freeOn(dev resource.DeviceID) resource.Bytes {
 
 // onDevice is what in's worker counts for on a device.
 func (l *loop) onDevice(in *inst, dev resource.DeviceID) resource.Bytes {
-	a := l.accounts[accountKey{in.name, dev}]
-	return max(a.claimed, a.measured)
+	return l.accounts[accountKey{in.name, dev}].size()
 }
 
 // idleOn lists the workers on a device that may be stopped, longest unused first.

@@ -47,6 +47,11 @@ func (l *loop) need(in *inst) Need {
 			n.ResidentVRAM = max(e.ResidentVRAM, e.ExecuteVRAM)
 		}
 	}
+	if learned && n.Known { // it was measured on a device, so the whole of one is enough
+		if most := l.largest(); most > n.ResidentVRAM && most >= d.MinVRAM {
+			n.ExecuteVRAM = min(n.ExecuteVRAM, most-n.ResidentVRAM)
+		}
+	}
 	// A loaded worker is seen: what it holds is what it needs to stay, and its job
 	// takes what is missing to the whole.
 	if used, ok := in.seenUse(); ok {
@@ -57,6 +62,14 @@ func (l *loop) need(in *inst) Need {
 		}
 	}
 	return n
+}
+
+// largest is the most that any device has to give.
+func (l *loop) largest() (most resource.Bytes) {
+	for i := range l.devs {
+		most = max(most, l.devs[i].Total-l.devs[i].Margin)
+	}
+	return most
 }
 
 // over is what was learned, and no less than the manifest's word before there

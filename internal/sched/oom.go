@@ -124,9 +124,7 @@ func (l *loop) oomOf(now time.Time, in *inst, r *run, phase learn.Phase) learn.O
 			dev = in.devices[0]
 			resident = max(resident, in.use[dev].bytes)
 		}
-		for i := range l.devs {
-			o.Limit = max(o.Limit, l.devs[i].Total-l.devs[i].Margin)
-		}
+		o.Limit = l.largest()
 		if v := l.viewOf(dev); v != nil && !r.need.Known { // it had all of it
 			resident = max(resident, v.Total-v.Margin-v.External)
 		}
