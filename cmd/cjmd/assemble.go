@@ -181,6 +181,7 @@ func (d *daemonParts) openJobs(ctx context.Context) (err error) {
 		LogDir:       filepath.Join(d.cfg.StateDir, "joblogs"),
 		JobDir:       d.jobRoot(),
 		MaxPending:   d.cfg.Jobs.MaxPending,
+		MaxPerUser:   d.cfg.Jobs.MaxPerUser,
 		MaxAttempts:  d.cfg.Jobs.MaxAttempts,
 		QueueTimeout: d.cfg.Jobs.QueueTimeout,
 		RunTimeout:   d.cfg.Jobs.RunTimeout,

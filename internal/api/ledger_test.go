@@ -293,3 +293,16 @@ func TestExplain_HasTheArithmetic(t *testing.T) {
 	require.Equal(t, id, e.Shadow.Job)
 	require.Equal(t, []string{"large"}, e.Block.Holders)
 }
+
+func TestProblem_AQuotaIsNotTheQueuesBound(t *testing.T) {
+	t.Parallel()
+	for code, limit := range map[string]*jobs.LimitError{
+		"quota_reached": {What: "pending jobs of one submitter", Limit: 2, Quota: true},
+		"limit_reached": {What: "pending jobs", Limit: 9},
+	} {
+		p := explain(limit)
+		require.Equal(t, code, p.Code)
+		require.Equal(t, 429, problemKinds[p.Code].status)
+		require.Positive(t, p.RetryAfter)
+	}
+}

@@ -93,6 +93,7 @@ const (
 	codePluginError    = "plugin_error"
 	codeWorkerLost     = "worker_lost"
 	codeLimit          = "limit_reached"
+	codeQuota          = "quota_reached"
 	codeTooManyStreams = "too_many_streams"
 	codeDraining       = "draining"
 	codeCoolingDown    = "cooling_down"
@@ -159,6 +160,7 @@ var problemKinds = map[string]problemKind{
 	codePluginError:    {502, "The plugin answered with an error.", "GET /v1/plugins/NAME/logs has its log."},
 	codeWorkerLost:     {502, "The worker ended while it was asked.", "GET /v1/plugins/NAME/logs has its last words; try again."},
 	codeLimit:          {429, "A limit is reached.", "Try again later."},
+	codeQuota:          {429, "You have as many jobs waiting as one submitter may.", "Wait until some have started, or cancel some."},
 	codeTooManyStreams: {429, "Too many event streams are open.", "Close some, or raise limits.sse_streams."},
 	codeDraining:       {503, "The queue is draining and accepts no new jobs.", "Try again later, or POST /v1/queue/resume."},
 	codeCoolingDown:    {503, "The worker failed and cools down before its next start.", "Try again later; GET /v1/workers/NAME tells why it failed."},
@@ -232,7 +234,11 @@ func explainJobs(err error) *requestError {
 		if retry <= 0 {
 			retry = time.Second
 		}
-		return &requestError{Code: codeLimit, Detail: fmt.Sprintf("%s: the limit is %d.", limit.What, limit.Limit), RetryAfter: retry, Cause: err}
+		code := codeLimit
+		if limit.Quota {
+			code = codeQuota
+		}
+		return &requestError{Code: code, Detail: fmt.Sprintf("%s: the limit is %d.", limit.What, limit.Limit), RetryAfter: retry, Cause: err}
 	}
 	return nil
 }

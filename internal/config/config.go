@@ -77,6 +77,7 @@ type Jobs struct {
 	CancelGrace    time.Duration `koanf:"cancel_grace" doc:"Cooperative phase of a cancel."`
 	InterruptGrace time.Duration `koanf:"interrupt_grace" doc:"Interrupt phase of a cancel, after which the worker is killed."`
 	MaxPending     int           `koanf:"max_pending" doc:"Pending jobs beyond this are refused."`
+	MaxPerUser     int           `koanf:"max_pending_per_submitter" doc:"Pending jobs of one submitter beyond this are refused; 0: no bound but max_pending."`
 }
 
 // Retention of ended jobs. A job goes only when both bounds are passed.
@@ -118,7 +119,7 @@ type Scheduler struct {
 
 // Monitor chooses the source of facts that gates admission.
 type Monitor struct {
-	Name         string        `koanf:"name" doc:"The registered system monitor: auto (the first of nvidia, amd and cpu that works here), one of these, or none."`
+	Name         string        `koanf:"name" doc:"The registered system monitor: auto (the first of nvidia, amd and cpu that works here), one of these, plugin:NAME (a plugin that is one, be it installed yet or not), or none."`
 	IntervalIdle time.Duration `koanf:"interval_idle" doc:"Sampling while nothing loads or runs."`
 	IntervalBusy time.Duration `koanf:"interval_busy" doc:"Sampling while something loads, runs or stops."`
 	MaxAge       time.Duration `koanf:"max_age" doc:"A reading older than this is stale and admits nothing that needs it."`

@@ -171,6 +171,7 @@ func (k *checker) jobs() {
 	k.longer("jobs.run_timeout", j.RunTimeout, 0)
 	k.atLeast("jobs.max_body_mb", j.MaxBodyMB, 1)
 	k.atLeast("jobs.max_pending", j.MaxPending, 1)
+	k.atLeast("jobs.max_pending_per_submitter", j.MaxPerUser, 0)
 	k.longer("jobs.cancel_grace", j.CancelGrace, 0)
 	k.longer("jobs.interrupt_grace", j.InterruptGrace, 0)
 	k.atLeast("joblog.max_mb", k.c.JobLog.MaxMB, 1)

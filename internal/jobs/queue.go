@@ -30,6 +30,7 @@ type Options struct {
 	JobDir string
 
 	MaxPending  int // jobs that may wait; 0 means 1,000,000
+	MaxPerUser  int // jobs of one submitter that may wait; 0: no bound but MaxPending
 	MaxAttempts int // for jobs that do not say; 0 means 3
 	// QueueTimeout and RunTimeout are for jobs that do not say; 0 means never.
 	QueueTimeout, RunTimeout time.Duration
@@ -87,11 +88,13 @@ type Queue struct {
 	recentAt   int
 	totals     Totals
 	inFlight   int // jobs whose insert is not durable yet
-	cached     int // bytes in entries' caches
-	finals     int // jobs that ended since the last look at retention
-	keepJobs   int
-	keepAge    time.Duration
-	closed     bool // starts that cannot be stored are given up
+	// waits counts, by submitter, the jobs that are pending or in flight.
+	waits    map[unique.Handle[string]]int
+	cached   int // bytes in entries' caches
+	finals   int // jobs that ended since the last look at retention
+	keepJobs int
+	keepAge  time.Duration
+	closed   bool // starts that cannot be stored are given up
 }
 
 // group is one instance's part of the queue.
@@ -176,8 +179,8 @@ func NewQueue(o Options) (*Queue, error) {
 	o.PruneEvery = orDefault(o.PruneEvery, 10*time.Minute)
 	q := &Queue{
 		opts: o, store: o.Store, hub: o.Hub, log: o.Log,
-		now:     func() time.Time { return o.Now().UTC().Round(0) }, // as it is read back from the store
-		changed: make(chan struct{}, 1), pruneKick: make(chan struct{}, 1), controlCh: make(chan struct{}, 1), leftoverCh: make(chan struct{}, 1),
+		now:   func() time.Time { return o.Now().UTC().Round(0) }, // as it is read back from the store
+		waits: map[unique.Handle[string]]int{}, changed: make(chan struct{}, 1), pruneKick: make(chan struct{}, 1), controlCh: make(chan struct{}, 1), leftoverCh: make(chan struct{}, 1),
 		jobs: map[ID]*entry{}, running: map[*entry]struct{}{}, groups: map[string]*group{}, dependents: map[ID][]*entry{}, recent: map[ID]*endedJob{}, controls: map[string]Mode{},
 		keepJobs: o.KeepJobs, keepAge: o.KeepAge,
 		waiting: btree.NewG(treeDegree, less), timers: btree.NewG(treeDegree, lessTimer),
@@ -274,7 +277,7 @@ func (q *Queue) addLocked(e *entry) {
 		q.totals.Running++
 		q.running[e] = struct{}{}
 	} else {
-		q.totals.Pending++
+		q.countLocked(e, 1)
 	}
 	q.placeLocked(e)
 }
@@ -330,13 +333,27 @@ func (q *Queue) timerLocked(e *entry, at int64) {
 	}
 }
 
+// countLocked notes that e begins to wait (n = 1) or does not wait any more (-1).
+func (q *Queue) countLocked(e *entry, n int) {
+	q.totals.Pending += int64(n)
+	q.waitsLocked(e.submitter, n)
+}
+
+func (q *Queue) waitsLocked(submitter unique.Handle[string], n int) {
+	if n += q.waits[submitter]; n == 0 {
+		delete(q.waits, submitter)
+	} else {
+		q.waits[submitter] = n
+	}
+}
+
 // removeLocked takes an entry that became final out of the index.
 func (q *Queue) removeLocked(e *entry, final Status) {
 	if e.status == Running {
 		q.totals.Running--
 		delete(q.running, e)
 	} else {
-		q.totals.Pending--
+		q.countLocked(e, -1)
 	}
 	switch final {
 	case Completed:

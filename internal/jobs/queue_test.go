@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -306,6 +307,65 @@ func TestQueue_BadSubmissions(t *testing.T) {
 	_, err := b.Submit(b.ctx(), []jobs.Submission{{Spec: jobs.Spec{Instance: "e"}}})
 	var limit *jobs.LimitError
 	require.ErrorAs(t, err, &limit)
+}
+
+// Nobody fills the queue for the others: what one submitter may have waiting is
+// bounded, and counts what is on its way to the disk.
+func TestQueue_QuotaOfASubmitter(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(o *jobs.Options) { o.MaxPerUser = 2 })
+	by := func(who string, n int) error {
+		subs := make([]jobs.Submission, n)
+		for i := range subs {
+			subs[i] = jobs.Submission{Spec: jobs.Spec{Instance: "e"}, Submitter: who}
+		}
+		_, err := b.Submit(b.ctx(), subs)
+		return err
+	}
+	over := func(err error) {
+		t.Helper()
+		var limit *jobs.LimitError
+		require.ErrorAs(t, err, &limit)
+		require.True(t, limit.Quota)
+		require.EqualValues(t, 2, limit.Limit)
+	}
+	over(by("ann", 3))
+	require.NoError(t, by("ann", 2))
+	over(by("ann", 1))
+	require.NoError(t, by("bob", 2), "others are not meant")
+
+	page, err := b.List(b.ctx(), jobs.ListQuery{Submitter: "ann", Limit: 10})
+	require.NoError(t, err)
+	run, err := b.Admit(b.ctx(), page.Jobs[0].ID, "w")
+	require.NoError(t, err)
+	require.NoError(t, by("ann", 1), "one that runs does not wait")
+	over(by("ann", 1))
+	_, err = run.Finish(b.ctx(), jobs.Outcome{Status: jobs.Pending, Error: &jobs.Error{Category: jobs.Transient, Message: "again", Retriable: true}})
+	require.NoError(t, err)
+	over(by("ann", 1))
+	for _, j := range page.Jobs {
+		_, err := b.Cancel(b.ctx(), j.ID, "ann", "")
+		require.NoError(t, err)
+	}
+	require.NoError(t, by("ann", 1))
+	over(by("ann", 1))
+}
+
+// Many at once stay within the quota together.
+func TestQueue_QuotaHoldsUnderConcurrentSubmits(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(o *jobs.Options) { o.MaxPerUser = 5 })
+	var taken atomic.Int64
+	var wg sync.WaitGroup
+	for range 40 {
+		wg.Go(func() {
+			if _, err := b.Submit(b.ctx(), []jobs.Submission{{Spec: jobs.Spec{Instance: "e"}, Submitter: "ann"}}); err == nil {
+				taken.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	require.EqualValues(t, 5, taken.Load())
 }
 
 func TestQueue_CancelPendingAndRunning(t *testing.T) {

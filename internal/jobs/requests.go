@@ -189,6 +189,7 @@ type LimitError struct {
 	What       string
 	Limit      int64
 	RetryAfter time.Duration
+	Quota      bool // it is the caller's own share that is used up
 }
 
 func (e *LimitError) Error() string { return fmt.Sprintf("%s: limit of %d reached", e.What, e.Limit) }

@@ -88,7 +88,7 @@ func (q *Queue) startLocked(e *entry, full Job, worker string) *Run {
 	q.unplaceLocked(e)
 	q.timerLocked(e, 0)
 	q.uncacheLocked(e)
-	q.totals.Pending--
+	q.countLocked(e, -1)
 	q.totals.Running++
 	q.running[e] = struct{}{}
 	e.status = Running
@@ -153,7 +153,7 @@ func (q *Queue) backToPendingLocked(e *entry) {
 	e.status = Pending
 	delete(q.running, e)
 	q.totals.Running--
-	q.totals.Pending++
+	q.countLocked(e, 1)
 }
 
 // Started is closed when the start of the attempt is durable.

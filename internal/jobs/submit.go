@@ -209,18 +209,44 @@ func (q *Queue) enqueueBatch(b *batch) (t *Ticket, retry bool, err error) {
 	if n := int(q.totals.Pending) + q.inFlight + len(b.rows); n > q.opts.MaxPending {
 		return nil, false, &LimitError{What: "pending jobs", Limit: int64(q.opts.MaxPending), RetryAfter: 5 * time.Second}
 	}
+	if err := q.quotaLocked(b); err != nil {
+		return nil, false, err
+	}
 	if retry, err := q.linkDepsLocked(b); retry || err != nil {
 		return nil, retry, err
 	}
-	q.inFlight += len(b.rows)
+	q.flightLocked(b, 1)
 	return q.store.Write(Write{Insert: b.rows, Applied: func(w Written) { q.inserted(b, w) }}), false, nil
+}
+
+// flightLocked notes that the batch is on its way to the store (n = 1) or has
+// arrived (-1).
+func (q *Queue) flightLocked(b *batch, n int) {
+	q.inFlight += n * len(b.rows)
+	for _, e := range b.entries {
+		q.waitsLocked(e.submitter, n)
+	}
+}
+
+// quotaLocked refuses a batch by which somebody would have too many jobs waiting.
+func (q *Queue) quotaLocked(b *batch) error {
+	if q.opts.MaxPerUser <= 0 {
+		return nil
+	}
+	more := make(map[unique.Handle[string]]int, 1)
+	for _, e := range b.entries {
+		if more[e.submitter]++; q.waits[e.submitter]+more[e.submitter] > q.opts.MaxPerUser {
+			return &LimitError{What: "pending jobs of one submitter", Limit: int64(q.opts.MaxPerUser), RetryAfter: 5 * time.Second, Quota: true}
+		}
+	}
+	return nil
 }
 
 // inserted runs on the store's writer.
 func (q *Queue) inserted(b *batch, w Written) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.inFlight -= len(b.rows)
+	q.flightLocked(b, -1)
 	for i, e := range b.entries {
 		if w.Err != nil || !w.Inserted[i].Created {
 			q.forgetDepsLocked(e)
