@@ -94,6 +94,8 @@ type GroupView struct {
 	RunTimeP90         time.Duration
 	CanRelease         bool // its plugin offers release(), and was not asked since it last ran
 	Measuring          bool // its run has a device to itself
+	// LastPriority is that of the job its worker ran last: whom it is kept for.
+	LastPriority int
 	// Streak counts the starts in a row that carried Start.Affinity.
 	Streak int
 }

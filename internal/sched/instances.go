@@ -52,6 +52,7 @@ type inst struct {
 	most                    map[resource.DeviceID]resource.Bytes
 	loadRAM                 resource.Bytes
 	meter                   meter
+	lastPriority            int                                  // of the job it ran last
 	stays                   map[resource.DeviceID]resource.Bytes // what it held when it had been idle for a while
 	riseFrom                time.Time                            // begin of a load or run after a pause; zero when its memory was seen
 	riseBase                resource.Bytes
@@ -238,7 +239,7 @@ func (l *loop) gone(now time.Time, in *inst) {
 	in.begun, in.loaded, in.split, in.asked, in.measuring, in.measureLoad = false, false, false, false, nil, false
 	in.idleSince, in.residentSince = time.Time{}, time.Time{}
 	in.rss, in.rssBefore = 0, 0
-	in.devices, in.meter, in.lingers = nil, meter{}, time.Time{}
+	in.devices, in.meter, in.lingers, in.lastPriority = nil, meter{}, time.Time{}, 0
 	clear(in.most)
 	clear(in.stays)
 	l.forgetClaims(in.name)

@@ -20,7 +20,12 @@ const (
 // swaps remembers when each device changed hands.
 type swaps map[resource.DeviceID][]time.Time
 
-func (s swaps) note(now time.Time, dev resource.DeviceID) { s[dev] = append(s[dev], now) }
+// note counts one change of hands, however many workers go in the same pass.
+func (s swaps) note(now time.Time, dev resource.DeviceID) {
+	if times := s[dev]; len(times) == 0 || !times[len(times)-1].Equal(now) {
+		s[dev] = append(times, now)
+	}
+}
 
 // left says how often each device may still change hands and, of those that may
 // not any more, when the next time is. Devices with the whole budget are absent.

@@ -100,6 +100,7 @@ func (l *loop) describeNeeds(now time.Time, in *inst, g *GroupView) {
 		g.LoadTime, _ = p.LoadTime()
 		g.RunTime, g.RunTimeP90 = p.RunTime()
 	}
+	g.LastPriority = in.lastPriority
 	g.CanRelease = in.canAsk && !in.asked
 	g.Measuring, g.Streak = in.measuring != nil || in.measureLoad, in.streak
 }
