@@ -149,7 +149,8 @@ func (w *pass) next(h *turn) bool {
 		w.noRunSlot(g)
 		return false
 	}
-	switch w.startOrNot(h.group, &h.job) {
+	job := h.job // the line moves on; what is kept for this job stays
+	switch w.startOrNot(h.group, &job) {
 	case started:
 		h.slots--
 		h.left = h.left[1:]
@@ -192,7 +193,7 @@ func (w *pass) startOrNot(i int, t *ranked) verdict {
 		w.start(&a)
 		return started
 	}
-	if w.makeRoom(&a) {
+	if w.view.Fresh && w.makeRoom(&a) {
 		return waits
 	}
 	w.wait(&a)
