@@ -80,8 +80,9 @@ func (m *Machine) scriptSwitch(f Fault, turn func(on bool)) {
 
 func (m *Machine) scriptForeign(f Fault, pool int) {
 	h := m.newHolder("~"+f.Name, 0, f.Name)
+	var steps []step
 	for k := 1; k <= rampSteps; k++ {
-		m.afterLocked(f.At+f.Ramp*time.Duration(k-1)/rampSteps, func() func() {
+		steps = append(steps, step{f.At + f.Ramp*time.Duration(k-1)/rampSteps, func() func() {
 			if k == 1 {
 				m.lastPID++
 				h.pid = m.lastPID
@@ -90,10 +91,15 @@ func (m *Machine) scriptForeign(f Fault, pool int) {
 			want := f.Bytes*resource.Bytes(k)/rampSteps - h.mem[pool]
 			m.setLocked(h, pool, h.mem[pool]+max(min(want, m.freeLocked(pool)), 0))
 			return nil
-		})
+		}})
 	}
+	stop := m.sequenceLocked(steps)
 	if f.Until > 0 {
-		m.afterLocked(f.Until, func() func() { m.dropLocked(h); return nil })
+		m.afterLocked(f.Until, func() func() {
+			stop()
+			m.dropLocked(h)
+			return nil
+		})
 	}
 }
 

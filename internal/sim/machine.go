@@ -178,6 +178,36 @@ func (m *Machine) afterLocked(d time.Duration, f func() (then func())) (stop fun
 	}
 }
 
+// step is one of several things that happen after each other.
+type step struct {
+	at time.Duration // from the beginning of all
+	f  func() (then func())
+}
+
+// sequenceLocked makes steps happen at their times and in their order, also
+// those of one time: a clock may call back in any order. stop is for the model
+// locked, as are the steps.
+func (m *Machine) sequenceLocked(steps []step) (stop func()) {
+	cancel := func() {}
+	over := false
+	var next func(i int, passed time.Duration)
+	next = func(i int, passed time.Duration) {
+		if i == len(steps) || over {
+			return
+		}
+		cancel = m.afterLocked(steps[i].at-passed, func() func() {
+			then := steps[i].f()
+			next(i+1, steps[i].at)
+			return then
+		})
+	}
+	next(0, 0)
+	return func() {
+		over = true
+		cancel()
+	}
+}
+
 func (m *Machine) newHolder(name string, pid int, command string) *holder {
 	return &holder{name: name, pid: pid, command: command, mem: make([]resource.Bytes, len(m.total))}
 }

@@ -53,27 +53,27 @@ const (
 
 // Worker is one process of the model. Its fields are the machine's.
 type Worker struct {
-	m       *Machine
-	h       *holder
-	p       Program
-	pools   []int // its devices
-	serial  string
-	state   string
-	calls   map[string]*call
-	order   []*call // in order of begin
-	stops   []func()
-	loaded  func(error)
-	died    func(error)
-	cancels []func() // timers of the load
+	m        *Machine
+	h        *holder
+	p        Program
+	pools    []int // its devices
+	serial   string
+	state    string
+	calls    map[string]*call
+	order    []*call // in order of begin
+	stops    []func()
+	loaded   func(error)
+	died     func(error)
+	stopLoad func() // with the model locked
 }
 
 type call struct {
-	id     string
-	vram   resource.Bytes // held for it, per device
-	ram    resource.Bytes
-	done   func(error)
-	timers []func()
-	over   bool
+	id   string
+	vram resource.Bytes // held for it, per device
+	ram  resource.Bytes
+	done func(error)
+	stop func() // with the model locked
+	over bool
 }
 
 // Start makes a worker and begins its load; loaded is called once, later, with
@@ -105,35 +105,39 @@ func (m *Machine) Start(name string, p Program, devices []resource.DeviceID, loa
 // loadSteps is in how many parts a worker takes its resident memory.
 const loadSteps = 4
 
-// scriptLoad takes the resident memory step by step. The last two steps also
-// hold the peak of loading.
+// scriptLoad takes the resident memory step by step.
 func (w *Worker) scriptLoad() {
 	total := w.p.Load.Draw(w.m.o.Seed, "load "+w.serial)
 	breaks := w.p.FailLoad > 0 && Chance(w.m.o.Seed, "fail "+w.serial) < w.p.FailLoad
+	var steps []step
 	for k := 1; k <= loadSteps; k++ {
-		w.cancels = append(w.cancels, w.m.afterLocked(total*time.Duration(k)/(loadSteps+1), func() func() {
-			err := w.grow(w.p.ResidentVRAM*resource.Bytes(k)/loadSteps-w.p.ResidentVRAM*resource.Bytes(k-1)/loadSteps,
-				w.p.ResidentRAM*resource.Bytes(k)/loadSteps-w.p.ResidentRAM*resource.Bytes(k-1)/loadSteps)
-			if err == nil && k == loadSteps {
-				err = w.grow(w.p.LoadPeakVRAM, 0)
-			}
-			if err == nil {
-				return nil
-			}
-			return w.dieLocked(err)
-		}))
+		steps = append(steps, step{total * time.Duration(k) / (loadSteps + 1), func() func() { return w.loadStep(resource.Bytes(k)) }})
 	}
-	w.cancels = append(w.cancels, w.m.afterLocked(total, func() func() {
+	w.stopLoad = w.m.sequenceLocked(append(steps, step{total, func() func() {
 		w.shrink(w.p.LoadPeakVRAM, 0)
 		if breaks {
 			return w.dieLocked(ErrBroken)
 		}
-		w.state, w.cancels = Ready, nil
+		w.state = Ready
 		w.m.o.Observer.Worker(w.m.clock.Now(), w.h.name, w.h.pid, "ready", w.devices())
 		loaded := w.loaded
 		w.loaded = nil
 		return func() { loaded(nil) }
-	}))
+	}}))
+}
+
+// loadStep takes the k-th part of the resident memory, and with the last one the
+// peak of loading.
+func (w *Worker) loadStep(k resource.Bytes) func() {
+	part := func(n resource.Bytes) resource.Bytes { return n*k/loadSteps - n*(k-1)/loadSteps }
+	err := w.grow(part(w.p.ResidentVRAM), part(w.p.ResidentRAM))
+	if err == nil && k == loadSteps {
+		err = w.grow(w.p.LoadPeakVRAM, 0)
+	}
+	if err == nil {
+		return nil
+	}
+	return w.dieLocked(err)
 }
 
 func (w *Worker) grow(vram, ram resource.Bytes) error {
@@ -174,20 +178,14 @@ func (w *Worker) Run(id string, d time.Duration, done func(error)) error {
 	w.calls[id] = c
 	w.order = append(w.order, c)
 	total := w.RunTime(id, d)
-	at := func(d time.Duration, f func() func()) {
-		c.timers = append(c.timers, w.m.afterLocked(d, func() func() {
-			if c.over {
-				return nil
-			}
-			return f()
-		}))
+	steps := []step{
+		{0, func() func() { return w.take(c, w.p.ExecuteVRAM/2, w.p.ExecuteRAM) }},
+		{total / 4, func() func() { return w.take(c, w.p.ExecuteVRAM-w.p.ExecuteVRAM/2, 0) }},
 	}
-	at(0, func() func() { return w.take(c, w.p.ExecuteVRAM/2, w.p.ExecuteRAM) })
-	at(total/4, func() func() { return w.take(c, w.p.ExecuteVRAM-w.p.ExecuteVRAM/2, 0) })
 	if w.p.Crash > 0 && Chance(w.m.o.Seed, "crash "+w.serial+" "+id) < w.p.Crash {
-		at(total/2, func() func() { return w.dieLocked(ErrCrashed) })
+		steps = append(steps, step{total / 2, func() func() { return w.dieLocked(ErrCrashed) }})
 	}
-	at(total, func() func() { return w.endLocked(c, nil) })
+	c.stop = w.m.sequenceLocked(append(steps, step{total, func() func() { return w.endLocked(c, nil) }}))
 	return nil
 }
 
@@ -221,9 +219,7 @@ func (w *Worker) cached() resource.Bytes {
 
 func (w *Worker) endLocked(c *call, err error) func() {
 	c.over = true
-	for _, stop := range c.timers {
-		stop()
-	}
+	c.stop()
 	delete(w.calls, c.id)
 	for i := range w.order {
 		if w.order[i] == c {
@@ -290,13 +286,6 @@ func (w *Worker) Stop(gone func()) {
 		d = termGrace
 	}
 	w.m.afterLocked(d, func() func() { return w.dieLocked(ErrKilled) })
-}
-
-func (w *Worker) stopLoad() {
-	for _, stop := range w.cancels {
-		stop()
-	}
-	w.cancels = nil
 }
 
 // Kill ends the worker at once.
