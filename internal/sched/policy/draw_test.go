@@ -82,7 +82,8 @@ func drawGroup(t *rapid.T, b *box, name string) {
 	g.LoadWanted = odds(t, 8, "load")
 	g.Pinned = odds(t, 6, "pinned")
 	g.CanRelease = odds(t, 6, "release")
-	g.Uses = float64(rapid.IntRange(0, 20).Draw(t, "uses"))
+	g.Uses = rapid.SampledFrom([]float64{0, 1, 20, 100, 600}).Draw(t, "uses")
+	g.LastPriority = rapid.SampledFrom([]int{0, 0, 0, 2}).Draw(t, "last")
 	g.Streak = rapid.SampledFrom([]int{0, 0, 0, 3, 16}).Draw(t, "streak")
 	if odds(t, 2, "timed") {
 		g.LoadTime, g.RunTime = seconds(t, 60, "load time"), seconds(t, 300, "run time")

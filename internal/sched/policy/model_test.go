@@ -22,7 +22,7 @@ type model struct {
 	gone             map[string]bool
 	alone            map[resource.DeviceID]string // who has a device to itself
 	grown            map[resource.DeviceID]bool   // pools that starts took memory from
-	dropped          bool                         // a hold was let go by its owner's start
+	dropped          bool                         // a hold was let go by its owner's start, or for another
 }
 
 type place struct {
@@ -98,6 +98,9 @@ func (m *model) after(p sched.Plan) *model {
 // hold applies the plan's holds; an asker's new ones replace its old.
 func (m *model) hold(p sched.Plan) *model {
 	for _, c := range p.Hold {
+		for k := range m.held {
+			m.dropped = m.dropped || k.instance == c.Instance
+		}
 		m.unhold(c.Instance)
 	}
 	for _, c := range p.Hold {
@@ -229,12 +232,21 @@ func (m *model) evictable(g, asker *sched.GroupView) bool {
 	if here < max(30*time.Second, 2*g.LoadTime) {
 		return false
 	}
-	if !g.Enabled || g.Queued == 0 {
-		return true
-	}
 	waited := m.v.Now.Sub(asker.WaitSince)
 	if asker.WaitSince.IsZero() {
 		waited = 0
+	}
+	if !g.Enabled || g.Queued == 0 {
+		pause := time.Duration(0)
+		if g.Uses >= 60 {
+			pause = 2 * time.Duration(float64(time.Hour)/g.Uses)
+		}
+		hard := 10 * time.Minute
+		if asker.RunTime > 0 {
+			hard = min(max(3*asker.RunTime, 2*time.Minute), hard)
+		}
+		idle := m.v.Now.Sub(g.LastUsed) // the most patient of the asker's jobs is not looked for here
+		return !g.Enabled || idle >= pause || waited >= hard
 	}
 	load := func(g *sched.GroupView) time.Duration {
 		if g.LoadTime == 0 {
@@ -249,6 +261,9 @@ func (m *model) evictable(g, asker *sched.GroupView) bool {
 // highest of its jobs is an upper bound, its first is not known to the model.
 func topPriority(g *sched.GroupView) int {
 	top := 0
+	if len(g.Ready) == 0 && now.Sub(g.LastUsed) < 10*time.Minute {
+		top = g.LastPriority
+	}
 	for i, r := range g.Ready {
 		if i == 0 || r.Priority > top {
 			top = r.Priority

@@ -115,6 +115,9 @@ func TestReserve_Eviction(t *testing.T) {
 	since := func(d time.Duration) func(*box, string) {
 		return func(b *box, name string) { b.group(name).ResidentSince = now.Add(-d) }
 	}
+	used := func(d time.Duration) func(*box, string) {
+		return func(b *box, name string) { b.group(name).LastUsed = now.Add(-d) }
+	}
 	with := func(b *box, f func(*box, string), name string) *box { f(b, name); return b }
 	set := func(b *box, name string, f func(*sched.GroupView)) *box { f(b.group(name)); return b }
 	pair := func() *box { return newBox(24).put("a", 1, need(14, 2)).put("v", 0, need(14, 2)).loaded("v", 0) }
@@ -128,6 +131,11 @@ func TestReserve_Eviction(t *testing.T) {
 		{"the monitor's worker never goes", func() *box { b := pair(); b.v.MonitorInstance = "v"; return b }(), "block a resource"},
 		{"one that was loaded just now stays", with(pair(), since(29*time.Second), "v"), "block a resource"},
 		{"but for a job of higher class", set(with(pair(), since(time.Second), "v"), "a", priority(1)), "evict v for a, block a resource"},
+		{"one that is used all the time stays in its pauses", set(with(pair(), used(25*time.Second), "v"), "v", func(g *sched.GroupView) { g.Uses = 120 }), "block a resource"},
+		{"but not much longer", set(with(pair(), used(61*time.Second), "v"), "v", func(g *sched.GroupView) { g.Uses = 120 }), "evict v for a, block a resource"},
+		{"one kept for urgent jobs stays for a minute", set(with(pair(), used(59*time.Second), "v"), "v", func(g *sched.GroupView) { g.LastPriority = 5 }), "block a resource"},
+		{"but for urgent jobs", set(set(with(pair(), used(59*time.Second), "v"), "v", func(g *sched.GroupView) { g.LastPriority = 5 }), "a", priority(5)), "evict v for a, block a resource"},
+		{"and not for ever", set(set(with(pair(), used(time.Second), "v"), "v", func(g *sched.GroupView) { g.LastPriority = 5 }), "a", waiting(10*time.Minute)), "evict v for a, block a resource"},
 		{"one that took long to load stays longer", set(with(pair(), since(time.Minute), "v"), "v", times(31*time.Second, 0, 0)), "block a resource"},
 		{"no sufficient set: nobody goes", pair().foreign(0, 9), "block a resource"},
 		{"one on another device is no help", newBox(24, 24).foreign(1, 20).put("a", 1, need(14, 2)).put("v", 0, need(4, 2)).loaded("v", 1).put("w", 0, need(14, 0)).loaded("w", 0).running("w", 0), "block a resource"},

@@ -333,7 +333,7 @@ func (s *shadow) binds(a *ask, p int) bool {
 // hasTurn reports whether a runs on a loaded worker that may not be stopped for
 // the shadow yet, and nobody can say for how long it runs: it may.
 func (w *pass) hasTurn(s *shadow, a *ask) bool {
-	return a.here && !a.late && w.ends(a).IsZero() && w.view.Now.Before(s.notBefore) && slices.Contains(s.relied, a.group)
+	return a.here && !a.late && !s.draining && w.ends(a).IsZero() && w.view.Now.Before(s.notBefore) && slices.Contains(s.relied, a.group)
 }
 
 // inTime reports whether a is predicted to be over when the shadow needs room.

@@ -373,7 +373,7 @@ func (w *pass) mayGo(a *ask, i int) (from time.Time, ok bool) {
 	if i == a.group || !gu.here || gu.gone != "" || g.Stopping != "" || g.LoadWanted || len(g.WaitingFor) > 0 || g.Measuring || w.furniture(i) {
 		return from, false
 	}
-	if a.priority() > class(g) {
+	if a.priority() > w.class(g) {
 		return from, !w.outranked(a, i)
 	}
 	since := g.ResidentSince
@@ -381,13 +381,39 @@ func (w *pass) mayGo(a *ask, i int) (from time.Time, ok bool) {
 		since = w.view.Now
 	}
 	from = since.Add(w.o.residency(g))
-	if (g.Queued > 0 || len(g.Ready) > 0) && g.Enabled {
+	if (g.Queued == 0 && len(g.Ready) == 0) || !g.Enabled {
+		from = later(from, w.pauseOver(a, g))
+	} else {
 		if w.outranked(a, i) {
 			return from, false
 		}
 		from = later(from, w.due(a, g, since))
 	}
 	return from, true
+}
+
+// pauseOver is when an idle worker that is about to be used again, as a chat
+// between two questions, may go: when it was idle for AffinityWait if it is kept
+// for more urgent jobs than a, for twice the usual pause between its uses if
+// that is short; or when a waited too long.
+func (w *pass) pauseOver(a *ask, g *sched.GroupView) time.Time {
+	if !g.Enabled {
+		return time.Time{}
+	}
+	patience, pause := w.o.hardWait(a.g), time.Duration(0)
+	if g.Uses > 0 {
+		if p := time.Duration(float64(time.Hour) / g.Uses); p <= w.o.AffinityWait {
+			pause = 2 * p
+		}
+	}
+	if a.priority() < w.class(g) {
+		patience, pause = w.o.HardWait, max(pause, w.o.AffinityWait)
+	}
+	over := g.LastUsed.Add(pause)
+	if limit := w.waitsSince(a.g).Add(patience); limit.Before(over) {
+		return limit
+	}
+	return over
 }
 
 // outranked reports whether a job that waits for group i's worker comes before a.
@@ -419,10 +445,13 @@ func (o *ReserveOptions) residency(g *sched.GroupView) time.Duration {
 	return max(o.MinResident, time.Duration(o.MinResidentLoads)*g.LoadTime)
 }
 
-// class is the priority a worker is kept for: of its most urgent job, or the
-// common one.
-func class(g *sched.GroupView) int {
+// class is the priority a worker is kept for: of its most urgent job, or for a
+// while of the one it ran last, or the common one.
+func (w *pass) class(g *sched.GroupView) int {
 	if len(g.Ready) == 0 {
+		if w.view.Now.Sub(g.LastUsed) < w.o.ReuseWindow {
+			return g.LastPriority
+		}
 		return 0
 	}
 	top := g.Ready[0].Priority
@@ -444,7 +473,7 @@ func (w *pass) cost(i int) float64 {
 	idle := max(w.view.Now.Sub(used), 0)
 	again := 1 - math.Exp(-g.Uses*window.Hours())
 	chance := min((0.1+again)/(1+float64(idle)/float64(window)), 1)
-	c := max(w.o.load(g), time.Second).Seconds() * chance * float64(1+max(class(g), 0))
+	c := max(w.o.load(g), time.Second).Seconds() * chance * float64(1+max(w.class(g), 0))
 	for p := range w.pools { // of equals the smaller
 		c += bySize * float64(w.account(i, p).size()/resource.MiB)
 	}
