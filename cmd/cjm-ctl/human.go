@@ -49,6 +49,9 @@ func span(d time.Duration) string {
 
 // size writes bytes in binary units.
 func size(n int64) string {
+	if n < 0 { // more is promised than there is
+		return "-" + size(-n)
+	}
 	if n < 1024 {
 		return fmt.Sprintf("%d B", n)
 	}

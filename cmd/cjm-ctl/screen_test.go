@@ -118,6 +118,7 @@ func TestHuman(t *testing.T) {
 		{ago(now, now.AddDate(0, -2, 0)), "2026-01-01"},
 		{size(999), "999 B"},
 		{size(1536), "1.5 KiB"},
+		{size(-1536), "-1.5 KiB"},
 		{size(5 << 40), "5.0 TiB"},
 		{sizeMB(21.5), "21.5 MiB"},
 		{fit("abcdef", 4), "abc…"},
