@@ -50,7 +50,7 @@ started with what is leased. SIZE has a unit: 512M, 8G, 1.5G (powers of 1024).`,
 	}
 	f := cmd.Flags()
 	f.DurationVar(&lasts, "for", 0, "how long; without it until lease end")
-	f.StringVar(&body.Device, "device", "", "UUID or index of an accelerator, or host (default: where it disturbs least)")
+	f.StringVar(&body.Device, "device", "", "UUID or index of an accelerator, or host (default: the one with the most left)")
 	f.StringVar(&body.Note, "note", "", "why, for those who wonder")
 	cmd.AddCommand(&cobra.Command{
 		Use: "end LEASE…", Args: count(1, -1), Short: "Give leased memory back to the jobs",

@@ -1029,7 +1029,7 @@ type LeaseList struct {
 
 // LeaseRequest defines model for LeaseRequest.
 type LeaseRequest struct {
-	// Device UUID or index of an accelerator, or `host`; left out: the accelerator where it disturbs least.
+	// Device UUID or index of an accelerator, or `host`; left out: the accelerator with the most left.
 	Device string `json:"device,omitempty,omitzero"`
 
 	// For A duration like `30s`, `1h30m` or `250ms`.
