@@ -265,6 +265,9 @@ func (l *loop) divide(now time.Time, p *pool) {
 			weight -= l.ledger.held(in.name, p.dev.ID)
 		}
 		grown -= share
+		if share == 0 && in.use[p.dev.ID].source == "" { // nothing moved yet: nobody knows anything
+			continue
+		}
 		p.known += share
 		if in.use == nil {
 			in.use = make(map[resource.DeviceID]use)

@@ -86,6 +86,9 @@ func (in *inst) learned() {
 	}
 }
 
+// seen reports whether any memory of an accelerator was seen.
+func (p *peaks) seen() bool { return p.above(nil) > 0 }
+
 // above is the most that was used of one device beyond base.
 func (p *peaks) above(base map[resource.DeviceID]resource.Bytes) (most resource.Bytes) {
 	for dev, n := range p.dev {
@@ -136,7 +139,7 @@ func (l *loop) observePeaks(now time.Time) {
 		m := &in.meter
 		m.most = max(m.most, in.running)
 		inRun := in.running > 0 || len(m.finished) > 0
-		if !inRun || !in.loaded || (!m.began.IsZero() && (shown.Before(m.ended) || m.load.readings == 0)) {
+		if !inRun || !in.loaded || (!m.began.IsZero() && (shown.Before(m.ended) || !m.load.seen())) {
 			m.load.add(in) // with the run's, where the load was too short to be seen alone
 		}
 		if inRun {
@@ -176,7 +179,9 @@ func (l *loop) learnLoad(now time.Time, in *inst) {
 		in.loadUse = make(map[resource.DeviceID]resource.Bytes)
 	}
 	for dev, n := range m.load.dev {
-		in.loadUse[dev] = n
+		if n > 0 {
+			in.loadUse[dev] = n
+		}
 	}
 	in.loadRAM = m.load.ram
 	in.learned()
@@ -185,10 +190,10 @@ func (l *loop) learnLoad(now time.Time, in *inst) {
 	})
 }
 
-// gpuSource says what measured the peaks; a worker that asks for no accelerator
-// teaches nothing about one.
+// gpuSource says what measured the peaks. A worker that asks for no accelerator
+// teaches nothing about one, and one that was not seen there has not been measured.
 func (in *inst) gpuSource(p *peaks) string {
-	if !in.demand.RequiresGPU {
+	if !in.demand.RequiresGPU || len(in.loadUse) == 0 {
 		return ""
 	}
 	return p.source

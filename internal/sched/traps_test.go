@@ -1,6 +1,7 @@
 package sched_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -350,4 +351,31 @@ func TestTrap_MemoryOnItsWayBackIsNobodyElses(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Seen: a load too short for any reading was learned as nothing at all, and the
+// whole worker as what each of its runs takes on top.
+func TestTrap_ALoadBetweenTwoReadingsIsNotMeasuredAsNothing(t *testing.T) {
+	onCards(t, []resource.Bytes{24}, func(c *cards) {
+		c.gpu("a", 6, 2)
+		c.workers.load = func(ctx context.Context, instance string) error {
+			if err := c.take(instance, 6*gib); err != nil {
+				return err
+			}
+			pid := c.held[instance].pid
+			c.workers.set(instance, supervisor.Initializing, func(s *supervisor.Status) { s.PID, s.PIDs = pid, []int{pid} })
+			return nil
+		}
+		for i := range 3 {
+			c.queue.add(jobs.ID(fmt.Sprint(i)), "a")
+		}
+		c.tick(20 * time.Second)
+		p, err := c.Profile(c.t.Context(), "a")
+		if err != nil || len(p.Profiles) != 1 {
+			t.Fatal(p, err)
+		}
+		if x := p.Profiles[0]; x.ResidentVRAM.Estimate < 6*gib || x.ResidentVRAM.Estimate+x.ExecuteVRAM.Estimate != 8*gib {
+			t.Errorf("profile %+v", x)
+		}
+	})
 }
