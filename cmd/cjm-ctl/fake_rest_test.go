@@ -49,6 +49,7 @@ func (f *fakeDaemon) worker() wire.Worker {
 	w := wire.Worker{Id: "textstats", Plugin: "textstats", State: wire.WorkerStateStopped, Since: fakeTime, Concurrency: 1}
 	if f.loaded {
 		w.State, w.Pid, w.RssMb, w.Generation, w.CallsTotal = wire.WorkerStateReady, 4711, 21.5, 1, 12
+		w.Devices, w.DeviceMemoryMb = []string{"GPU-1"}, map[string]float64{"GPU-1": 512}
 		w.Isolation = []wire.IsolationFact{{Mechanism: "cgroup", Requested: true, InForce: false, Detail: "no writable hierarchy"}}
 	}
 	return w

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -83,6 +85,10 @@ func (a *app) showWorker(w wire.Worker) error {
 	}
 	if w.Pid > 0 {
 		facts = append(facts, fact{"pid", fmt.Sprint(w.Pid)}, fact{"memory", sizeMB(w.RssMb)}, fact{"cpu", fmt.Sprintf("%.0f%%", w.CpuPercent)})
+	}
+	facts = append(facts, fact{"accelerators", strings.Join(w.Devices, " ")})
+	for _, dev := range slices.Sorted(maps.Keys(w.DeviceMemoryMb)) {
+		facts = append(facts, fact{"its own account", fmt.Sprintf("%s of %s", sizeMB(w.DeviceMemoryMb[dev]), dev)})
 	}
 	if w.LoadMs > 0 {
 		facts = append(facts, fact{"loaded in", fmt.Sprintf("%d ms", w.LoadMs)})
