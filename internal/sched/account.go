@@ -72,11 +72,16 @@ type accountKey struct {
 	device   resource.DeviceID
 }
 
-// account is what one worker holds of one device. What is kept for it comes on
-// top: what it uses by now may be there beside that.
-type account struct{ claimed, measured, kept resource.Bytes }
+// account is what one worker holds of one device. What lingers of an ended run is
+// part of what it uses; what is kept for a start to come is on top of that.
+type account struct{ claimed, measured, lingers, kept resource.Bytes }
 
-func (a account) size() resource.Bytes { return max(a.claimed, a.measured) + a.kept }
+func (a account) size() resource.Bytes { return max(a.claimed+a.lingers, a.measured) + a.kept }
+
+// unused is what lingers beyond what the worker uses all the same.
+func (a account) unused() resource.Bytes {
+	return max(a.claimed+a.lingers, a.measured) - max(a.claimed, a.measured)
+}
 
 // balance brings the figures of every device and of the host up to date:
 // free = total − margin − external − Σ accounts − leased − quarantined.
@@ -102,10 +107,13 @@ func (l *loop) balance() {
 		default:
 			k := accountKey{c.Instance, c.Device}
 			a := l.accounts[k]
-			if c.Phase == PhaseReserved && c.Owner == c.Instance {
-				a.kept += c.Bytes
-			} else {
+			switch {
+			case !c.own():
 				a.claimed += c.Bytes
+			case l.inst(c.Instance).held:
+				a.kept += c.Bytes
+			default:
+				a.lingers += c.Bytes
 			}
 			a.measured = max(a.measured, c.Measured)
 			l.accounts[k] = a

@@ -19,6 +19,9 @@ type ledger struct {
 // past reports whether the claim is that of a worker that is no more.
 func (c *Claim) past() bool { return c.Phase == PhaseReleasing || c.Phase == PhaseQuarantined }
 
+// own reports whether the claim keeps room for its own instance.
+func (c *Claim) own() bool { return c.Phase == PhaseReserved && c.Owner == c.Instance }
+
 // take sets claims aside. What the owner had reserved of the same kind and
 // device becomes this claim.
 func (l *ledger) take(now time.Time, claims []Claim) {

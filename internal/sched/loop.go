@@ -85,6 +85,7 @@ type loop struct {
 	// Reused from pass to pass.
 	groups  []GroupView
 	running []RunView
+	lent    []Claim // claims as the view has them
 	ended   []*run
 	calls   []func(*loop)
 }

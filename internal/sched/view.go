@@ -36,7 +36,7 @@ func (l *loop) view(now time.Time) View {
 	swapsLeft, swapsAgain := l.swaps.left(now)
 	v := View{
 		Now: now, Snapshot: l.snap, Fresh: l.fresh, Monitor: l.monitor,
-		Groups: l.groups, Claims: l.ledger.claims,
+		Groups: l.groups, Claims: l.viewClaims(),
 		FreeRAM: l.freeRAM, TotalRAM: l.totalRAM, DevFree: l.devFree,
 		Devices: l.devs, Running: l.runViews(), Share: l.share, Quota: l.quotas(l.groups),
 		SwapsLeft: swapsLeft, SwapsAgain: swapsAgain, MonitorInstance: l.monitorInstance,
@@ -46,6 +46,21 @@ func (l *loop) view(now time.Time) View {
 		v.Slots = max(l.s.o.Slots-len(l.runs), 0)
 	}
 	return v
+}
+
+// viewClaims are the claims as a policy may add them up: what lingers of ended
+// runs is no more than comes on top of what their worker uses.
+func (l *loop) viewClaims() []Claim {
+	if !slices.ContainsFunc(l.order, func(in *inst) bool { return !in.lingers.IsZero() && !in.held }) {
+		return l.ledger.claims
+	}
+	l.lent = append(l.lent[:0], l.ledger.claims...)
+	for i := range l.lent {
+		if c := &l.lent[i]; c.own() && c.Kind == KindExecute && !l.inst(c.Instance).held {
+			c.Bytes = l.accounts[accountKey{c.Instance, c.Device}].unused()
+		}
+	}
+	return l.lent
 }
 
 // addWorkers appends the instances without ready jobs that matter all the
