@@ -291,7 +291,7 @@ func (m *model) could(g *sched.GroupView, pool resource.DeviceID, at time.Time) 
 		if m.stays(o) || m.busyAt(o, at) {
 			continue
 		}
-		n += m.account(o.Instance, pool)
+		n += m.account(o.Instance, pool) + m.held[place{o.Instance, pool}]
 	}
 	for _, r := range m.v.Running {
 		o := find(m.v, r.Instance)

@@ -271,15 +271,14 @@ func (w *pass) avail(group, p int) resource.Bytes {
 	return n
 }
 
-// yield is what the end of a group's worker brings back to a pool.
+// yield is what the end of a group's worker brings back to a pool, with what is
+// kept for its next run.
 func (w *pass) yield(group, p int) resource.Bytes {
-	if !w.pools[p].shared {
-		return w.account(group, p).size()
-	}
 	var n resource.Bytes
 	for q := range w.pools {
-		if w.pools[q].shared {
-			n += w.account(group, q).size()
+		if q == p || (w.pools[p].shared && w.pools[q].shared) {
+			a := w.account(group, q)
+			n += a.size() + a.held
 		}
 	}
 	return n

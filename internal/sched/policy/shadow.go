@@ -25,10 +25,13 @@ type forecast struct {
 	// reachable is false when even the end of everything that may end brings too
 	// little: then nothing is kept, and nothing drains, for it would be in vain.
 	reachable bool
-	at        time.Time // zero: some of it has no predicted end
-	overdue   bool      // at has passed: predictions were too short
-	spare     []resource.Bytes
-	relied    []int // groups whose workers are to be gone by then
+	// possible is true when it would fit if nobody but those who never go were
+	// there: what the sums lack then is on its way, and draining helps.
+	possible bool
+	at       time.Time // zero: some of it has no predicted end
+	overdue  bool      // at has passed: predictions were too short
+	spare    []resource.Bytes
+	relied   []int // groups whose workers are to be gone by then
 	// notBefore is when the last of them may go at the earliest: until then
 	// nothing that ends in time is in the way, not even while the device drains.
 	notBefore time.Time
@@ -57,7 +60,7 @@ func (w *pass) wait(a *ask) {
 	}
 	s := shadow{ask: *a, since: w.waitsSince(a.g), forecast: f}
 	s.ask.on = f.on
-	s.draining = f.reachable && w.draining(a.g)
+	s.draining = (f.reachable || f.possible) && w.draining(a.g)
 	if at := s.since.Add(w.o.hardWait(a.g)); at.After(w.view.Now) {
 		w.wake(at)
 	}
@@ -98,6 +101,8 @@ func (w *pass) foresee(a *ask) forecast {
 		switch {
 		case x.reachable != y.reachable:
 			return first(x.reachable)
+		case x.possible != y.possible:
+			return first(x.possible)
 		case x.at.IsZero() != y.at.IsZero():
 			return first(y.at.IsZero())
 		}
@@ -117,7 +122,7 @@ func (w *pass) foresee(a *ask) forecast {
 // foreseeOn lets what runs end in the predicted order, and idle workers go when
 // they may, until a fits on the given devices.
 func (w *pass) foreseeOn(a *ask, on []int) forecast {
-	f := forecast{on: on, spare: make([]resource.Bytes, len(on)+1)}
+	f := forecast{on: on, spare: make([]resource.Bytes, len(on)+1), possible: w.possible(a, on)}
 	for k, p := range on {
 		f.spare[k] = w.avail(a.group, p) + w.pools[p].coming - w.takes(a, p, on)
 		if a.measure {
@@ -159,6 +164,27 @@ func (w *pass) dated(f forecast) forecast {
 		f.at = time.Time{}
 	}
 	return f
+}
+
+// possible reports whether a fits onto the devices when all are gone from them
+// who ever go.
+func (w *pass) possible(a *ask, on []int) bool {
+	if w.missing(a, host, on) > 0 {
+		return false
+	}
+	for _, p := range on {
+		d := w.pools[p].dev
+		left := w.pools[p].total - d.External - d.Leased - d.Quarantined
+		for i := range w.guests {
+			if i != a.group && w.furniture(i) {
+				left -= w.yield(i, p)
+			}
+		}
+		if w.whole(a, p) > left {
+			return false
+		}
+	}
+	return len(on) > 0
 }
 
 func short(spare []resource.Bytes) bool {
@@ -324,7 +350,7 @@ func (s *shadow) place(p int) int {
 // binds reports whether the shadow keeps anything on pool p from a. A CPU-only
 // job waits for no GPU job, unless that has waited too long for host memory.
 func (s *shadow) binds(a *ask, p int) bool {
-	if !s.reachable {
+	if !s.reachable && !s.draining {
 		return false
 	}
 	return a.want > 0 || s.ask.want == 0 || (p == host && s.draining && s.hostShort)
