@@ -1,8 +1,11 @@
 // Package policy holds the rules that decide what may start: permissive,
-// safety and queue. Each is a pure function from a sched.View to a sched.Plan,
-// with no clock, log or I/O, and safe from any goroutine. All share one walk
-// over the ready jobs (walk.go) and differ only in what happens to one that
-// does not fit; fit.go says what fitting means, evict.go who would make room.
+// safety, queue and reserve, the default. Each is a pure function from a
+// sched.View to a sched.Plan, with no clock, log or I/O, and safe from any
+// goroutine. The first three go by declared needs and share one walk over the
+// ready jobs (walk.go; fit.go, evict.go). Reserve shares devices by real bytes:
+// start with reserve.go, then pools.go (what is left of the view), rank.go (the
+// order), place.go (where a start fits), victims.go (who is stopped for it),
+// shadow.go (what is kept for the first that cannot start), reasons.go.
 package policy
 
 import (

@@ -274,19 +274,21 @@ func (s *search) gather(already []int) bool {
 		if !s.w.guests[i].here || i == s.a.group || slices.Contains(already, i) {
 			continue
 		}
-		v := victim{group: i, frees: make([]resource.Bytes, len(s.pools))}
-		useful := false
-		for k, p := range s.pools {
-			v.frees[k] = s.w.yield(i, p)
-			useful = useful || (v.frees[k] > 0 && s.gaps[k] > 0)
-		}
-		if !useful {
+		if !s.helps(i) {
 			continue
 		}
-		var ok bool
-		if v.cost, ok = s.stoppable(i); ok {
-			s.found = append(s.found, v)
+		cost, ok := s.stoppable(i)
+		if !ok {
+			continue
 		}
+		v := victim{group: i, cost: cost, frees: make([]resource.Bytes, len(s.pools))}
+		for k, p := range s.pools {
+			v.frees[k] = s.w.yield(i, p)
+		}
+		s.found = append(s.found, v)
+	}
+	if len(s.found) == 0 {
+		return false
 	}
 	slices.SortStableFunc(s.found, func(x, y victim) int {
 		gx, gy := &s.w.view.Groups[x.group], &s.w.view.Groups[y.group]
@@ -301,6 +303,16 @@ func (s *search) gather(already []int) bool {
 		}
 	}
 	return s.reachable(0)
+}
+
+// helps reports whether the end of group i's worker brings any of what is missing.
+func (s *search) helps(i int) bool {
+	for k, p := range s.pools {
+		if s.gaps[k] > 0 && s.w.yield(i, p) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *search) reachable(from int) bool {
