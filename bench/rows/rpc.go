@@ -52,7 +52,7 @@ func rpc(ctx context.Context, b *harness.Bench) (_ []harness.Result, err error) 
 	}
 	loads := make([][]harness.Load, len(cases))
 	var shortest, bare []float64
-	slice := b.For(600*time.Millisecond, 3*time.Second)
+	slice := b.For(500*time.Millisecond, 3*time.Second)
 	repeats := b.Times(3, 5)
 	for i := range repeats + 1 { // the first is for warming up
 		short, err := callRate(slice/4, func() error { return rawCall(raw) })

@@ -32,7 +32,7 @@ func stream(ctx context.Context, b *harness.Bench) (_ []harness.Result, err erro
 		return nil, err
 	}
 	var limits, one []float64
-	count := b.Times(40_000, 200_000)
+	count := b.Times(30_000, 200_000)
 	for i := range b.Times(3, 5) + 1 {
 		limit, err := rawStream(raw, count)
 		if err != nil {
