@@ -154,8 +154,8 @@ func (l *loop) wishing(now time.Time, groups []GroupView, w Wish) []GroupView {
 	}
 	g.Ready = slices.Insert(slices.Clone(g.Ready), at, job)
 	g.Queued++
-	if d := w.Demand; d != nil {
-		g.Demand = *d
+	if d := w.Demand; d != nil { // as if it were another plugin: no worker is there for it
+		g.Demand, g.Resident, g.Loading, g.Devices, g.IdleSince = *d, false, false, nil, time.Time{}
 		g.Need = Need{GPU: d.RequiresGPU, ResidentVRAM: d.MinVRAM, ResidentRAM: d.MinRAM,
 			Known: !d.RequiresGPU || d.MinVRAM > 0, Source: SourceManifest}
 		if d.RequiresGPU {

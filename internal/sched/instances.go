@@ -53,7 +53,7 @@ type inst struct {
 	loadRAM                 resource.Bytes
 	meter                   meter
 	lastPriority            int                                  // of the job it ran last
-	stays                   map[resource.DeviceID]resource.Bytes // what it held when it had been idle for a while
+	stays                   map[resource.DeviceID]resource.Bytes // what its load took, where the claims say so by now
 	riseFrom                time.Time                            // begin of a load or run after a pause; zero when its memory was seen
 	riseBase                resource.Bytes
 	lingers                 time.Time // end of a run whose memory no reading has followed yet; zero: none

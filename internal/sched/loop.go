@@ -41,6 +41,7 @@ type loop struct {
 	blind           []*inst
 	hostMeasured    resource.Bytes // of the host, by our workers
 	lastMonitor     string
+	lists           bool // the monitor lists processes: who is not among them yet is not measured by what moves
 	monitorInstance string
 	trees           treeLister // nil: only the first process of a worker is known
 	places          placer     // nil: workers are not told of devices

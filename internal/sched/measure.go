@@ -52,6 +52,7 @@ func (l *loop) foldSnapshot(now time.Time) {
 		}
 	}
 	if !l.snap.At.Equal(last) || l.lastMonitor != l.monitor {
+		l.lists = l.lists && l.lastMonitor == l.monitor
 		l.lastMonitor = l.monitor
 		l.readDevices(now)
 		l.settleAll(now)
@@ -126,6 +127,7 @@ func (l *loop) attribute(now time.Time, in *inst) {
 			if pr.MemoryUnknown { // it is there, and its figure says nothing
 				continue
 			}
+			l.lists = true
 			u := l.found[pr.Device]
 			u.bytes += pr.Memory
 			u.source = l.treeSource()
@@ -245,7 +247,7 @@ func (l *loop) divide(now time.Time, p *pool) {
 		switch {
 		case u.source != "" && u.source != learn.SourceDelta:
 			p.known += u.bytes
-		case sits && (in.active() || in.meter.pending()) && !in.leaving():
+		case sits && !l.lists && (in.active() || in.meter.pending()) && !in.leaving():
 			l.blind = append(l.blind, in)
 			weight += l.ledger.held(in.name, p.dev.ID)
 		default:

@@ -226,20 +226,22 @@ func (l *loop) learnRuns(now time.Time, in *inst) {
 	}
 }
 
-// fitClaim makes the resident claim of an idle worker what it was seen to use:
-// its jobs bring claims of their own. Not where the policy knows only whole needs.
+// fitClaim makes the resident claim of an idle worker what its load was seen to
+// take: its jobs bring claims of their own, and what it keeps of them is seen.
+// Not where the policy knows only whole needs.
 func (l *loop) fitClaim(now time.Time, in *inst) {
-	if in.idleSince.IsZero() || now.Sub(in.idleSince) < l.allowance() || !in.split || !in.loaded || in.running > 0 || in.active() || in.leaving() || in.lingering() {
+	if in.idleSince.IsZero() || now.Sub(in.idleSince) < l.allowance() || !in.split || !in.loaded || in.active() || in.leaving() || in.lingering() {
 		return
 	}
-	for dev, u := range in.use {
-		if u.missed == 0 && u.source != "" {
-			l.ledger.resize(in.name, dev, u.bytes)
-			if in.stays == nil {
-				in.stays = make(map[resource.DeviceID]resource.Bytes)
-			}
-			in.stays[dev] = u.bytes
+	for dev, n := range in.loadUse {
+		if in.asked { // it released memory, and takes it again when it runs
+			n = min(n, in.use[dev].bytes)
 		}
+		l.ledger.resize(in.name, dev, n)
+		if in.stays == nil {
+			in.stays = make(map[resource.DeviceID]resource.Bytes)
+		}
+		in.stays[dev] = n
 	}
 }
 

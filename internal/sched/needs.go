@@ -52,8 +52,7 @@ func (l *loop) need(in *inst) Need {
 			n.ExecuteVRAM = min(n.ExecuteVRAM, most-n.ResidentVRAM)
 		}
 	}
-	// A loaded worker is seen: what it holds is what it needs to stay, and its job
-	// takes what is missing to the whole.
+	// A loaded worker was seen: its job takes what its load left of the whole.
 	if used, ok := in.seenUse(); ok {
 		whole := n.ResidentVRAM + n.ExecuteVRAM
 		n.ResidentVRAM, n.ExecuteVRAM = used, max(whole-used, 0)
@@ -81,8 +80,7 @@ func over(resident, execute, asked resource.Bytes, runs int64) (resource.Bytes, 
 	return resident, execute
 }
 
-// seenUse is what the worker was seen to hold while it had nothing to do, and
-// claims since then. What a reading shows in between may be a job's.
+// seenUse is what the worker's load was seen to take, and what it claims since.
 func (in *inst) seenUse() (most resource.Bytes, ok bool) {
 	for _, n := range in.stays {
 		most, ok = max(most, n), true
