@@ -132,9 +132,6 @@ func (s *session) checkHold(ctx context.Context) (string, error) {
 	return fmt.Sprintf("needs %.0f MiB, %.0f are free: %s", b.Needs[gpu].NeededMB, b.Needs[gpu].AvailableMB, explained.Sentence), err
 }
 
-// overshootLimit is how long after the memory was back the next worker may start.
-const overshootLimit = 250 * time.Millisecond
-
 func (s *session) checkEvict(ctx context.Context) (string, error) {
 	var pids []int
 	for _, p := range []string{"alloc", "share"} {
@@ -178,7 +175,7 @@ func (s *session) checkEvict(ctx context.Context) (string, error) {
 		return "", errors.New("no eviction was told")
 	}
 	seen := fmt.Sprintf("%d evicted; gone with its memory back %d ms after the submit, the worker started %d ms later", evicted, back.Sub(from).Milliseconds(), overshoot.Milliseconds())
-	if overshoot > overshootLimit {
+	if overshoot > s.o.late {
 		return "", errors.New(seen)
 	}
 	return seen, nil

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -55,6 +56,42 @@ func build(t *testing.T, what ...string) (dir string) {
 		t.Fatalf("cannot build: %v\n%s", err, out)
 	}
 	return dir
+}
+
+// The whole program, with the real daemon and real workers, on cards that are files.
+func TestChecks_PassOnAPretendedMachine(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes about a minute")
+	}
+	env, python := pretend(t, 2)
+	bin := build(t, "./cmd/cjmd", "./test/gpu/checks")
+	fake, err := filepath.Abs(filepath.Join("..", "fake"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	results := filepath.Join(t.TempDir(), "gpu-results.json")
+	cmd := exec.Command(filepath.Join(bin, "checks"), "-cjmd", filepath.Join(bin, "cjmd"), "-plugins", filepath.Join("..", "plugins"),
+		"-config", filepath.Join("..", "cjmd.yaml"), "-python", python, "-path", fake, "-out", results, "-late", "5s") // other tests share the processors
+	cmd.Env = env
+	out, err := cmd.CombinedOutput()
+	t.Logf("%s", out)
+	if err != nil {
+		t.Errorf("the checks ended with %v", err)
+	}
+	text, err := os.ReadFile(results)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r report
+	if err := json.Unmarshal(text, &r); err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Results) != len(list()) || len(r.Cards) != 2 {
+		t.Errorf("%d results for %d checks on %d cards", len(r.Results), len(list()), len(r.Cards))
+	}
+	if beside, err := os.ReadFile(strings.TrimSuffix(results, ".json") + ".md"); err != nil || !bytes.Contains(beside, []byte("| evict |")) {
+		t.Errorf("the Markdown table is %s (%v)", beside, err)
+	}
 }
 
 func TestChecks_WithoutATorchThatSeesACardSaySo(t *testing.T) {

@@ -26,7 +26,7 @@ func list() []check {
 		{"share", "two plugins run at once on one card", (*session).checkShare},
 		{"never-fits", "a job that needs more than any card has fails at once, with the numbers", (*session).checkNeverFits},
 		{"hold", "a job that does not fit beside busy workers waits, says what is missing, and they stay", (*session).checkHold},
-		{"evict", "idle workers go for it; its worker starts only once their memory is back, and within 250 ms of that", (*session).checkEvict},
+		{"evict", "idle workers go for it; its worker starts only once their memory is back, and soon after (250 ms)", (*session).checkEvict},
 		{"measuring", "a plugin that nobody knows has the card to itself for its first run, and not for the next", (*session).checkMeasuring},
 		{"load-oom", "a load that runs out of memory is tried twice, then fails and says who held what", (*session).checkLoadOOM},
 		{"run-oom", "a run that runs out of memory is repeated and completes; other workers stay", (*session).checkRunOOM},

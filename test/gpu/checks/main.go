@@ -39,6 +39,7 @@ type options struct {
 	path    string // one more directory of Python modules
 	out     string
 	only    string
+	late    time.Duration
 	keep    bool
 }
 
@@ -60,6 +61,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	fs.StringVar(&o.path, "path", "", "one more directory of Python modules")
 	fs.StringVar(&o.out, "out", "gpu-results.json", "where the results are written as JSON; a table goes beside it as Markdown")
 	fs.StringVar(&o.only, "only", "", "names of checks, separated by commas; all when empty")
+	fs.DurationVar(&o.late, "late", 250*time.Millisecond, "how long after memory is back the next worker may start")
 	fs.BoolVar(&o.keep, "keep", false, "keep the daemon's directory, with its logs")
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
