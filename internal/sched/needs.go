@@ -49,7 +49,7 @@ func (l *loop) need(in *inst) Need {
 	}
 	if learned && n.Known { // it was measured on a device, so the whole of one is enough
 		if most := l.largest(); most > n.ResidentVRAM && most >= d.MinVRAM {
-			n.ExecuteVRAM = min(n.ExecuteVRAM, most-n.ResidentVRAM)
+			n.ExecuteVRAM = min(n.ExecuteVRAM, max(most-n.ResidentVRAM, p.ExecuteVRAM.Max))
 		}
 	}
 	// A loaded worker was seen: its job takes what its load left of the whole.
@@ -63,10 +63,10 @@ func (l *loop) need(in *inst) Need {
 	return n
 }
 
-// largest is the most that any device has to give.
+// largest is the most that any device has to give beside what others use of it.
 func (l *loop) largest() (most resource.Bytes) {
 	for i := range l.devs {
-		most = max(most, l.devs[i].Total-l.devs[i].Margin)
+		most = max(most, l.devs[i].Total-l.devs[i].Margin-l.devs[i].External)
 	}
 	return most
 }

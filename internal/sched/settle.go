@@ -81,7 +81,8 @@ func (l *loop) settleAll(now time.Time) {
 	if len(l.settles) == 0 || !l.fresh {
 		return
 	}
-	kept := l.settles[:0]
+	// One after the other: what came back for one is not what another waits for.
+	kept := make([]*settle, 0, len(l.settles))
 	for _, s := range l.settles {
 		if !l.snap.At.After(s.since) || !l.settled(now, s) {
 			kept = append(kept, s)
@@ -98,7 +99,6 @@ func (l *loop) settleAll(now time.Time) {
 		l.s.emit(events.Draft{Kind: events.SchedulerSettled, Instance: s.instance, Data: map[string]any{
 			"device": s.device, "bytes": s.ref.bytes, "after_ms": took.Milliseconds(), "was_missing": s.missing}})
 	}
-	clear(l.settles[len(kept):])
 	l.settles = kept
 }
 
@@ -127,7 +127,7 @@ func (l *loop) listedOn(pid int, dev resource.DeviceID) bool {
 // settledByDelta compares with the last reading that had the worker in it. A
 // reading that still lists it (monitors lag) takes that one's place.
 func (l *loop) settledByDelta(now time.Time, s *settle, p *pool, listed bool) bool {
-	others := p.known + p.gone - s.left
+	others := p.known + l.leftOn(s.device) - s.left
 	if listed {
 		n := resource.Bytes(0)
 		for _, pid := range s.pids {
@@ -146,6 +146,7 @@ func (l *loop) settledByDelta(now time.Time, s *settle, p *pool, listed bool) bo
 		back := p.dev.Free - s.ref.free + grown
 		s.left = min(max(s.ref.bytes-back, 0), s.ref.bytes)
 		if float64(back) >= settleShare*float64(s.ref.bytes) {
+			s.left = 0
 			return true
 		}
 	}

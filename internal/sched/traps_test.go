@@ -379,3 +379,32 @@ func TestTrap_ALoadBetweenTwoReadingsIsNotMeasuredAsNothing(t *testing.T) {
 		}
 	})
 }
+
+// Seen: of two workers that were stopped together one gave its memory back, and
+// that was taken for both.
+func TestTrap_WhatOneGivesBackIsNotCreditedToTwo(t *testing.T) {
+	onCards(t, []resource.Bytes{24}, func(c *cards) {
+		c.gpu("a", 8, 0)
+		c.gpu("b", 8, 0)
+		c.gpu("big", 22, 0)
+		c.queue.add("1", "a")
+		c.queue.add("2", "b")
+		c.tick(70 * time.Second)
+		c.workers.stopped = func(instance string) {
+			c.mu.Lock()
+			c.linger = 0
+			if instance == "b" {
+				c.linger = 2 * time.Second
+			}
+			c.mu.Unlock()
+			c.ended(instance)
+		}
+		c.queue.add("3", "big")
+		c.tick(1900 * time.Millisecond)
+		if len(c.workers.stops) != 2 || c.workers.starts["big"] != 0 {
+			t.Fatalf("stops %v, %d starts of big", c.workers.stops, c.workers.starts["big"])
+		}
+		c.tick(5 * time.Second)
+		c.want("3", jobs.Completed)
+	})
+}
