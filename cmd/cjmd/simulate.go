@@ -26,6 +26,7 @@ type simulateOptions struct {
 	json      bool
 	alone     bool
 	ramMargin int
+	margin    int
 }
 
 // simulateCommand is `cjmd simulate TRACE…`.
@@ -44,6 +45,7 @@ func simulateCommand() *cobra.Command {
 	c.Flags().BoolVar(&o.json, "json", false, "print JSON, one document a trace")
 	c.Flags().BoolVar(&o.alone, "alone", false, "compare with nothing")
 	c.Flags().IntVar(&o.ramMargin, "ram-margin-mb", 512, "host memory that is never given to workers")
+	c.Flags().IntVar(&o.margin, "margin-mb", 256, "memory of each accelerator that is never given to workers")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if o.json && o.svg == "-" {
 			return errors.New("cannot print JSON and SVG to the same place")
@@ -83,7 +85,7 @@ func (o *simulateOptions) simulate(w io.Writer, path string, several bool) error
 	if err != nil {
 		return err
 	}
-	opts := simtest.Options{Policy: all[i], RAMMargin: resource.FromMB(float64(o.ramMargin))}
+	opts := simtest.Options{Policy: all[i], RAMMargin: resource.FromMB(float64(o.ramMargin)), Margin: resource.FromMB(float64(o.margin))}
 	if o.policy == simtest.Sequential().Name() {
 		opts.Slots = 1
 	}

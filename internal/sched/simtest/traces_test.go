@@ -26,7 +26,7 @@ func trace(t testing.TB, name string) *Trace {
 // compare simulates a trace as `cjmd simulate` does.
 func compare(t testing.TB, name string) (*Comparison, []*Result) {
 	t.Helper()
-	c, results, err := Compare(trace(t, name), Options{Policy: subject(), RAMMargin: 512 * resource.MiB})
+	c, results, err := Compare(trace(t, name), Options{Policy: subject(), RAMMargin: 512 * resource.MiB, Margin: 256 * resource.MiB})
 	require.NoError(t, err)
 	for _, r := range results {
 		admissions.Add(int64(r.Admissions))
