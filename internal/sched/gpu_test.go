@@ -159,24 +159,33 @@ func (c *cards) take(instance string, bytes resource.Bytes) error {
 	return nil
 }
 
+// about returns what an instance takes and the pid of its worker, 1 without one.
+func (c *cards) about(instance string) (eats [2]resource.Bytes, pid int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	pid = 1
+	if h := c.held[instance]; h != nil {
+		pid = h.pid
+	}
+	return c.appetite[instance], pid
+}
+
 func (c *cards) load(ctx context.Context, instance string) error {
 	if err := sleep(ctx, time.Second); err != nil {
 		return err
 	}
-	if err := c.take(instance, c.appetite[instance][0]); err != nil {
+	eats, _ := c.about(instance)
+	if err := c.take(instance, eats[0]); err != nil {
 		c.ended(instance)
 		return &supervisor.StartError{Instance: instance, Step: "load", Call: err.(*supervisor.CallError)}
 	}
-	pid := 1
-	if h := c.held[instance]; h != nil {
-		pid = h.pid
-	}
+	_, pid := c.about(instance)
 	c.workers.set(instance, supervisor.Initializing, func(s *supervisor.Status) { s.PID, s.PIDs = pid, []int{pid} })
 	return sleep(ctx, time.Second)
 }
 
 func (c *cards) exec(ctx context.Context, instance string, _ supervisor.Call) (supervisor.Result, error) {
-	a := c.appetite[instance]
+	a, _ := c.about(instance)
 	if err := c.take(instance, a[0]+a[1]); err != nil {
 		return supervisor.Result{}, err
 	}
