@@ -152,6 +152,7 @@ func TestReserve_Eviction(t *testing.T) {
 		{"waits for its victims", set(pair(), "a", func(g *sched.GroupView) { g.WaitingFor = []string{"v"} }), "block a resource"},
 		{"host memory is made room for, too", newBox(24).put("a", 1, hostNeed(40, 0)).put("v", 0, need(2, 0), hostNeed(30, 0)).loaded("v", 0), "evict v for a, block a resource"},
 		{"a worker moves when its device became too small", newBox(8, 24).put("a", 1, need(6, 6)).loaded("a", 0), "evict a for a, block a resource"},
+		{"a worker starts over when its caches leave no room for its next job", cached(), "evict a for a, block a resource"},
 		{"a load asked for by name makes room, too", newBox(24).put("a", 0, need(14, 2), change(func(g *sched.GroupView) { g.LoadWanted = true })).put("v", 0, need(14, 2)).loaded("v", 0), "evict v for a, block a resource"},
 	})
 }
@@ -171,4 +172,12 @@ func TestReserve_SwapBudget(t *testing.T) {
 	if b := p.Block["a"]; !b.Earliest.Equal(now.Add(time.Minute)) || !p.WakeAt.Equal(now.Add(time.Minute)) {
 		t.Errorf("block %+v, wake at %v", b, p.WakeAt)
 	}
+}
+
+// cached is a worker that keeps 20 GB after its runs, which take 6 on top of 10.
+func cached() *box {
+	b := newBox(24).put("a", 1, need(10, 6)).loaded("a", 0)
+	b.v.Claims[0].Bytes, b.v.Claims[0].Measured = 20*gib, 20*gib
+	b.take(dev(0), 10*gib)
+	return b
 }

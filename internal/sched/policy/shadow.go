@@ -173,14 +173,7 @@ func (w *pass) possible(a *ask, on []int) bool {
 		return false
 	}
 	for _, p := range on {
-		d := w.pools[p].dev
-		left := w.pools[p].total - d.External - d.Leased - d.Quarantined
-		for i := range w.guests {
-			if i != a.group && w.furniture(i) {
-				left -= w.yield(i, p)
-			}
-		}
-		if w.whole(a, p) > left {
+		if w.whole(a, p) > w.forOurs(a, p) {
 			return false
 		}
 	}

@@ -64,28 +64,53 @@ func (w *pass) makeRoom(a *ask) bool {
 	return true
 }
 
-// move stops a's own idle worker where it sits on a device that can never take
-// its next job, while another could.
+// move stops a's own idle worker where its next job can never start on it: its
+// device is too small, or it holds so much more than it was loaded with that all
+// others together could not make room. Loaded anew it fits.
 func (w *pass) move(a *ask) bool {
 	gu := &w.guests[a.group]
 	if a.want == 0 || len(gu.on) == 0 || gu.busy > 0 || gu.started || a.g.Loading || a.g.LoadWanted || a.g.IdleSince.IsZero() || w.furniture(a.group) {
 		return false
 	}
 	for _, p := range gu.on {
-		if !w.tight(a, p) {
+		why := ""
+		switch {
+		case w.whole(a, p) > w.pools[p].total:
+			why = ", to be loaded again where there is enough memory: " + string(w.pools[p].id) + " is too small"
+		case w.swollen(a, p) && w.spent(a.group) < 0 && !a.g.ResidentSince.Add(w.o.residency(a.g)).After(w.view.Now):
+			why = " and loaded again: with what it holds by now its next job does not fit onto " + string(w.pools[p].id)
+		default:
 			continue
 		}
 		gu.gone = a.g.Instance
 		w.plan.Evict = append(w.plan.Evict, sched.Eviction{Instance: a.g.Instance, Asker: a.g.Instance})
 		w.block(a.g, &jobs.Block{Code: "resource", Holders: []string{a.g.Instance}, Needs: w.needs(a),
-			Sentence: "the worker of " + a.g.Instance + " is stopped, to be loaded again where there is enough memory: " + string(w.pools[p].id) + " is too small"})
+			Sentence: "the worker of " + a.g.Instance + " is stopped" + why})
 		return true
 	}
 	return false
 }
 
-// tight reports whether device p is too small for a's worker and one job of it.
-func (w *pass) tight(a *ask, p int) bool { return w.whole(a, p) > w.pools[p].total }
+// swollen reports whether a does not fit onto device p beside what its own
+// worker holds there, even if all others were gone, but would on a fresh one.
+func (w *pass) swollen(a *ask, p int) bool {
+	left := w.forOurs(a, p)
+	fresh := w.whole(a, p) <= left || a.g.Need.Source == sched.SourceMeasured // what is measured on it ends with it
+	return fresh && w.takes(a, p, w.guests[a.group].on)+w.yield(a.group, p) > left
+}
+
+// forOurs is what device p has for a when all our other workers are gone that
+// ever go.
+func (w *pass) forOurs(a *ask, p int) resource.Bytes {
+	d := w.pools[p].dev
+	left := w.pools[p].total - d.External - d.Leased - d.Quarantined
+	for i := range w.guests {
+		if i != a.group && w.furniture(i) {
+			left -= w.yield(i, p)
+		}
+	}
+	return left
+}
 
 // release plans to ask those of the set that offer it to give memory back.
 func (w *pass) release(a *ask, set []int) []string {
