@@ -38,7 +38,7 @@ func (b *box) put(name string, n int, change ...func(*sched.GroupView)) *box {
 func need(resident, execute int) func(*sched.GroupView) {
 	return func(g *sched.GroupView) {
 		g.Need = sched.Need{GPU: true, Devices: 1, ResidentVRAM: resource.Bytes(resident) * gib, ExecuteVRAM: resource.Bytes(execute) * gib,
-			Known: true, Source: sched.SourceProfile}
+			Known: true, Source: sched.SourceManifest}
 	}
 }
 

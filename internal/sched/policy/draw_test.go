@@ -104,6 +104,7 @@ func drawGroup(t *rapid.T, b *box, name string) {
 
 func drawNeed(t *rapid.T, b *box, g *sched.GroupView) {
 	g.Need.ResidentRAM, g.Need.ExecuteRAM = gibs(t, 12, "ram"), gibs(t, 4, "run ram")
+	g.Need.Source = sched.SourceManifest
 	if odds(t, 4, "cpu only") {
 		g.Need.Known = true
 		return

@@ -13,11 +13,12 @@ import (
 type ask struct {
 	group   int
 	g       *sched.GroupView
-	job     *ranked // nil: the load that was asked for
-	want    int     // devices it spans; 0: none
-	here    bool    // its worker is there
-	measure bool    // nobody knows what it takes: the devices have to be its own
-	late    bool    // it does not start at once: victims have to go first
+	need    sched.Need // what is reckoned with
+	job     *ranked    // nil: the load that was asked for
+	want    int        // devices it spans; 0: none
+	here    bool       // its worker is there
+	measure bool       // nobody knows what it takes: the devices have to be its own
+	late    bool       // it does not start at once: victims have to go first
 
 	resVRAM, execVRAM resource.Bytes
 	resRAM, execRAM   resource.Bytes
@@ -53,8 +54,8 @@ func (a *ask) facts() bool {
 
 func (w *pass) ask(i int, job *ranked) ask {
 	g := &w.view.Groups[i]
-	n := &g.Need
-	a := ask{group: i, g: g, job: job, here: w.guests[i].here}
+	a := ask{group: i, g: g, need: w.temper(g), job: job, here: w.guests[i].here}
+	n := &a.need
 	if job != nil {
 		a.execRAM = n.ExecuteRAM
 	}
@@ -74,6 +75,33 @@ func (w *pass) ask(i int, job *ranked) ask {
 	}
 	return a
 }
+
+// temper cuts what was learned or measured to what the largest device has: it
+// ran on one, so a sum beyond that is caution (peaks of different runs, raised
+// after an OOM), and waiting or failing would not make it truer. The author's
+// word, and bounds found by running out of memory alone, stand as they are.
+// Memory that others hold all the time (a display) is taken off.
+func (w *pass) temper(g *sched.GroupView) sched.Need {
+	n := g.Need
+	if !n.GPU || (n.Source != sched.SourceProfile && n.Source != sched.SourceMeasured) {
+		return n
+	}
+	var most resource.Bytes
+	for p := host + 1; p < len(w.pools); p++ {
+		if len(g.Pin) == 0 || matches(g.Pin, w.pools[p].dev) {
+			most = max(most, w.pools[p].total-min(w.pools[p].dev.External, w.pools[p].total/alwaysThere))
+		}
+	}
+	if most > 0 && n.ResidentVRAM+n.ExecuteVRAM > most {
+		n.ResidentVRAM = min(n.ResidentVRAM, most)
+		n.ExecuteVRAM = most - n.ResidentVRAM
+	}
+	return n
+}
+
+// alwaysThere is the part of a device (one in so many) that others may hold
+// without anybody waiting for it to come back.
+const alwaysThere = 16
 
 // claims is what the start sets aside, for the ledger.
 func (w *pass) claims(a *ask) []sched.Claim {
@@ -242,7 +270,7 @@ func (w *pass) suits(a *ask, p int) bool {
 
 // whole is what a's worker and one job of it take of an otherwise empty pool.
 func (w *pass) whole(a *ask, p int) resource.Bytes {
-	n := &a.g.Need
+	n := &a.need
 	vram, ram := n.ResidentVRAM, n.ResidentRAM
 	if a.job != nil {
 		vram, ram = vram+n.ExecuteVRAM, ram+n.ExecuteRAM

@@ -34,6 +34,9 @@ func TestReserve_Fit(t *testing.T) {
 		{"two devices on a box with one", newBox(24).put("a", 1, need(4, 0), devices(2)), "fail a0 resource"},
 		{"host memory is checked, too", newBox(24).put("a", 1, need(4, 0), hostNeed(65, 0)), "fail a0 resource"},
 		{"host memory is short for now", newBox(24).put("b", 0, hostNeed(60, 0)).put("a", 1, need(4, 0), hostNeed(5, 0)).loaded("b").running("b", 0), "block a resource"},
+		{"what was learned and is larger than any device gets the largest", newBox(16, 24).put("a", 1, need(20, 9), change(learned)), "start a0@1"},
+		{"beside a display, too", newBox(24).foreign(0, 1).put("a", 1, need(20, 9), change(learned)), "start a0@0"},
+		{"but not beside a game", newBox(24).foreign(0, 9).put("a", 1, need(20, 9), change(learned)), "block a resource"},
 		{"larger than any device", newBox(24, 16).foreign(0, 20).put("a", 2, need(24, 1)), "fail a0 resource, fail a1 resource"},
 		{"no figure but a bound, larger than any device", newBox(24).put("a", 1, change(unknown), change(func(g *sched.GroupView) { g.Need.ResidentVRAM = 25 * gib })), "fail a0 resource"},
 		{"no GPU here: GPU jobs are refused, others run", newBox().put("a", 1, need(4, 0)).put("b", 1, hostNeed(1, 1)), "start b0, fail a0 resource"},
@@ -43,6 +46,8 @@ func TestReserve_Fit(t *testing.T) {
 		{"a worker that uses more than it claims needs less", overused(), "start a0"},
 	})
 }
+
+func learned(g *sched.GroupView) { g.Need.Source = sched.SourceProfile }
 
 // overused is a full device whose worker's caches would hold its next run.
 func overused() *box {

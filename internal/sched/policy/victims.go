@@ -95,7 +95,7 @@ func (w *pass) move(a *ask) bool {
 // worker holds there, even if all others were gone, but would on a fresh one.
 func (w *pass) swollen(a *ask, p int) bool {
 	left := w.forOurs(a, p)
-	fresh := w.whole(a, p) <= left || a.g.Need.Source == sched.SourceMeasured // what is measured on it ends with it
+	fresh := w.whole(a, p) <= left || a.need.Source == sched.SourceMeasured // what is measured on it ends with it
 	return fresh && w.takes(a, p, w.guests[a.group].on)+w.yield(a.group, p) > left
 }
 
