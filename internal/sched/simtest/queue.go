@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"sort"
+	"sync"
 	"time"
 
 	"github.com/cjmd/cjmd/internal/jobs"
@@ -39,6 +40,8 @@ type queue struct {
 	blocks  map[string]*jobs.Block
 	final   int
 	life    int // of the daemon: grows with each restart
+
+	failing sync.Mutex // a pass refuses several jobs at once, each from a goroutine of its own
 }
 
 func newQueue(d *driver, rec *recorder) *queue {
@@ -197,6 +200,8 @@ func (q view) Admit(_ context.Context, id jobs.ID, worker string) (sched.Run, er
 }
 
 func (q view) Fail(_ context.Context, id jobs.ID, e *jobs.Error) error {
+	q.failing.Lock()
+	defer q.failing.Unlock()
 	j := q.jobs[id]
 	if j == nil {
 		return jobs.ErrNotFound
