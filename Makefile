@@ -98,6 +98,10 @@ fault: ## Kill the daemon at random moments under load; nothing may be lost or l
 	$(call have,test/fault,kill the daemon 200 times under load and compare what it promised with what is left)
 	$(GO) test -count=1 -timeout 30m -tags fault -v ./test/fault/...
 
+.PHONY: simtest
+simtest: ## Random machines, jobs and faults against the simulator (SIMTEST_FLAGS=-rapid.seed=0 draws new ones)
+	$(GO) test -count=1 -timeout 20m -tags simtest ./internal/sched/simtest $(SIMTEST_FLAGS)
+
 .PHONY: systemd-test
 systemd-test: ## The service under a real systemd
 	$(call have,test/systemd,install the units and run the service under a real systemd)

@@ -1,3 +1,5 @@
+//go:build simtest
+
 package simtest
 
 import (
@@ -19,6 +21,8 @@ type shape struct {
 	leaks   bool
 	silence bool
 	kills   bool
+	quick   bool // short jobs, few readings: more admissions in the same time
+	seen    bool // readings are prompt, and every load and run lasts for several of them
 }
 
 // draw makes a random trace. Smaller draws are simpler traces, so that rapid
@@ -28,6 +32,12 @@ func (s shape) draw(rt *rapid.T) *Trace {
 	t.Machine = MachineSpec{CPUs: 8, RAMMB: 128 << 10, RAMUsedMB: 4096,
 		MonitorLag:   Time(rapid.SampledFrom([]time.Duration{0, 300 * time.Millisecond, 2 * time.Second, 5 * time.Second}).Draw(rt, "lag")),
 		MonitorEvery: Time(rapid.SampledFrom([]time.Duration{200 * time.Millisecond, time.Second}).Draw(rt, "every"))}
+	if s.quick {
+		t.Machine.MonitorEvery = Time(time.Second)
+	}
+	if s.seen {
+		t.Machine.MonitorEvery, t.Machine.MonitorLag = 0, min(t.Machine.MonitorLag, Time(300*time.Millisecond))
+	}
 	smallest := 1e9
 	for range rapid.IntRange(1, 4).Draw(rt, "devices") {
 		total := float64(rapid.SampledFrom([]int{8, 12, 24, 48}).Draw(rt, "gib") << 10)
@@ -55,8 +65,23 @@ func (s shape) draw(rt *rapid.T) *Trace {
 	return t
 }
 
+// shortest and longest are milliseconds of a run.
+func (s shape) shortest() int {
+	if s.seen {
+		return 2000
+	}
+	return 100
+}
+
+func (s shape) longest() int {
+	if s.quick {
+		return 2000
+	}
+	return 20_000
+}
+
 func (s shape) plugin(rt *rapid.T, t *Trace, smallest float64) PluginSpec {
-	p := PluginSpec{RAMMB: float64(rapid.IntRange(0, 4000).Draw(rt, "ram")), Run: span(rt, "run", 100, 20_000), Load: span(rt, "load", 100, 15_000),
+	p := PluginSpec{RAMMB: float64(rapid.IntRange(0, 4000).Draw(rt, "ram")), Run: span(rt, "run", s.shortest(), s.longest()), Load: span(rt, "load", s.shortest(), 15_000),
 		Concurrency: rapid.SampledFrom([]int{1, 1, 2, 4}).Draw(rt, "slots"), ReleaseLag: span(rt, "release", 0, 4500)}
 	if rapid.IntRange(0, 4).Draw(rt, "cpu") == 4 {
 		p.ExecuteRAMMB = float64(rapid.IntRange(0, 500).Draw(rt, "xram"))
