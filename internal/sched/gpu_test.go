@@ -36,7 +36,6 @@ type cards struct {
 	silent   bool          // the monitor lists no processes
 	placed   map[string][]string
 	runFor   map[string]time.Duration
-	oomAt    func(instance string, free resource.Bytes) bool
 }
 
 type holding struct {

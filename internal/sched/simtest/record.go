@@ -134,9 +134,7 @@ func (r *recorder) ended(j *job) {
 
 func (r *recorder) runBegan(id, instance string, on map[resource.DeviceID]resource.Bytes) {
 	s := &Span{Instance: instance, Kind: KindRun, Job: id, From: r.d.since()}
-	for _, dev := range sortedKeys(on) {
-		s.Devices = append(s.Devices, dev)
-	}
+	s.Devices = append(s.Devices, sortedKeys(on)...)
 	r.open[id] = s
 	if rec := r.jobs[jobs.ID(id)]; rec != nil {
 		rec.began = s.From

@@ -218,7 +218,7 @@ func (ws *workers) Execute(ctx context.Context, instance string, call supervisor
 		return supervisor.Result{}, supervisor.ErrNoSlot
 	}
 	proc, answer := w.proc, error(nil)
-	done := ws.d.newWait(nil)
+	done := ws.d.newWait(context.Background())
 	if err := proc.Run(call.ID, ws.q.runTime(call.ID), func(err error) { answer = err; done.done() }); err != nil {
 		return supervisor.Result{}, supervisor.ErrNotLoaded
 	}
