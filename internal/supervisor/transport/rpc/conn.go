@@ -93,7 +93,12 @@ func (c *Conn) hello(ctx context.Context, h supervisor.Hello) error {
 	}
 	send, cancel := context.WithCancelCause(ctx)
 	cancel(errNoWait) // what the socket does not take at once goes out in the background
-	if _, err := c.w.Send(send, header, config); err != nil && !errors.Is(err, errNoWait) {
+	begun, err := c.w.Send(send, header, config)
+	switch {
+	case err == nil, errors.Is(err, errNoWait):
+	case begun: // the worker is gone already; the reader says so, and its exit says why
+		c.writeFailed(err)
+	default:
 		return fmt.Errorf("cannot greet a worker: %w", err)
 	}
 	return nil

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cjmd/cjmd/internal/supervisor"
 	"github.com/cjmd/cjmd/internal/supervisor/transport/rpc"
 	"github.com/cjmd/cjmd/internal/supervisor/transport/rpc/wire"
@@ -69,6 +71,27 @@ func TestReady_WorkerThatDiesWhileLoadingIsALostConnection(t *testing.T) {
 	if !errors.As(err, &lost) || !errors.Is(err, io.EOF) {
 		t.Fatalf("got %v", err)
 	}
+}
+
+func TestHello_WorkerThatIsGoneBeforeItIsGreetedIsALostConnection(t *testing.T) {
+	t.Parallel()
+	ch, err := rpc.New(rpc.Options{}).Prepare(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Shutdown(int(ch.Files()[0].Fd()), unix.SHUT_RDWR); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := ch.Open(ctx(t), supervisor.Hello{}, nil)
+	if err != nil {
+		t.Fatalf("%v: the exit of the worker would never be looked at", err)
+	}
+	_, err = conn.Ready(ctx(t))
+	var lost *supervisor.ConnLostError
+	if !errors.As(err, &lost) || !errors.Is(err, io.EOF) {
+		t.Fatalf("got %v", err)
+	}
+	<-conn.Done()
 }
 
 func TestReady_WhatTheWorkerSaidBeforeItDiedCounts(t *testing.T) {
