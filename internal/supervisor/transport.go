@@ -76,6 +76,9 @@ type Hello struct {
 	Limits     Limits            `json:"limits"`
 	Secrets    map[string]string `json:"secrets,omitempty"` // becomes os.environ of the worker, never /proc/PID/environ
 	Concurrent int               `json:"concurrency"`
+	// Adapters are "module:Class" of the task adapters that the worker binds to
+	// its plugin; a Call may then name their tasks.
+	Adapters []string `json:"adapters,omitempty"`
 }
 
 // Limits of the protocol that both sides hold.
@@ -98,12 +101,17 @@ type Ready struct {
 
 // Call is one execution. The supervisor knows calls, not jobs: ID is opaque.
 type Call struct {
-	ID       string
-	Attempt  int
-	Args     json.RawMessage // JSON array
-	Kwargs   json.RawMessage // JSON object
-	Stream   bool
-	Dir      string          // the call's private directory, "" when none
+	ID      string
+	Attempt int
+	Args    json.RawMessage // JSON array
+	Kwargs  json.RawMessage // JSON object
+	Stream  bool
+	Dir     string // the call's private directory, "" when none
+	// Task and Method say what is called in place of the plugin's execute: Method
+	// of the adapter bound to Task, or with Task empty Method of the plugin itself.
+	// Only Kwargs are passed then. Both empty: execute.
+	Task     string
+	Method   string
 	Envelope json.RawMessage // passed through, may be nil
 
 	CancelGrace    time.Duration // cooperative phase, default 3 s

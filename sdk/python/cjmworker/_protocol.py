@@ -23,7 +23,7 @@ CLOSING = "closing"  # shutdown came; running calls end
 CLOSED = "closed"  # nothing is sent or taken any more
 
 _ANYTIME = {"ping": None, "cancel": None, "stats": None, "shutdown": CLOSING}
-_CONTROL = ("configure", "prefetch", "release", "enable", "disable", "schema", "config", "options", "system_status", "processes")
+_CONTROL = ("configure", "prefetch", "release", "enable", "disable", "schema", "config", "options", "surface", "system_status", "processes")
 
 # state → request → next state (None: unchanged). What is not listed is refused with an
 # error answer and changes nothing.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -128,11 +129,24 @@ func (c *Conn) Ready(ctx context.Context) (supervisor.Ready, error) {
 	}
 }
 
+// can reports whether the worker's ready record lists a capability.
+func (c *Conn) can(capability string) bool {
+	select {
+	case <-c.ready:
+		return slices.Contains(c.readyValue.Capabilities, capability)
+	default:
+		return false
+	}
+}
+
 // Execute runs one call. The sink is not called after it has returned.
 func (c *Conn) Execute(ctx context.Context, call supervisor.Call, sink supervisor.Sink) (supervisor.Result, error) {
 	run := &running{job: call.ID, stream: call.Stream, sink: sink}
 	if err := checkCall(call); err != nil {
 		return supervisor.Result{}, err
+	}
+	if (call.Task != "" || call.Method != "") && !c.can(capabilityTask) {
+		return supervisor.Result{}, &supervisor.CallError{Category: "user_input", Message: "this worker takes no task and no method: leave both out"}
 	}
 	req := c.calls.add(methodExecute, run)
 	if req == nil {

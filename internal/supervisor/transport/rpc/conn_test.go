@@ -433,3 +433,15 @@ func TestChannel_ClosesEveryFileInEveryOrder(t *testing.T) {
 		t.Fatalf("%d files were open before, %d after", before, after)
 	}
 }
+
+func TestConn_TaskIsSentOnlyToAWorkerThatTakesIt(t *testing.T) {
+	t.Parallel()
+	l := loaded(t) // its ready record lists no capability
+	for _, call := range []supervisor.Call{{ID: "a", Task: "t", Method: "m"}, {ID: "b", Method: "m"}} {
+		_, err := l.Execute(ctx(t), call, &recorder{})
+		var e *supervisor.CallError
+		if !errors.As(err, &e) || e.Category != "user_input" {
+			t.Fatalf("got %v", err)
+		}
+	}
+}

@@ -16,6 +16,9 @@ const (
 	methodShutdown = "shutdown"
 )
 
+// capabilityTask is what a worker lists that takes task and method in execute.
+const capabilityTask = "task"
+
 // Parts of an execute payload, which is put together without a parse. They are
 // only ever read.
 var (
@@ -66,6 +69,14 @@ func appendExecute(b []byte, id string, call supervisor.Call) []byte {
 	b = strconv.AppendBool(b, call.Stream)
 	b = append(b, `,"dir":`...)
 	b = wire.AppendString(b, call.Dir)
+	if call.Task != "" {
+		b = append(b, `,"task":`...)
+		b = wire.AppendString(b, call.Task)
+	}
+	if call.Method != "" {
+		b = append(b, `,"method":`...)
+		b = wire.AppendString(b, call.Method)
+	}
 	if len(call.Envelope) > 0 {
 		b = append(b, `,"envelope":`...)
 		b = append(b, call.Envelope...)

@@ -112,10 +112,11 @@ func (r *replay) call(h fileHeader, l wiretest.Line) {
 		}()
 	case "execute":
 		var p struct {
-			Job, Dir string
-			Attempt  int
-			Stream   bool
-			Envelope json.RawMessage
+			Job, Dir     string
+			Task, Method string
+			Attempt      int
+			Stream       bool
+			Envelope     json.RawMessage
 		}
 		var payload struct{ Args, Kwargs json.RawMessage }
 		if err := errors.Join(json.Unmarshal(h.Params, &p), json.Unmarshal([]byte(l.Payload), &payload)); err != nil {
@@ -124,7 +125,7 @@ func (r *replay) call(h fileHeader, l wiretest.Line) {
 		sink := &recorder{}
 		r.sink[p.Job], r.job[h.ID] = sink, p.Job
 		r.open[h.ID] = r.link.execute(r.t, supervisor.Call{ID: p.Job, Attempt: p.Attempt, Stream: p.Stream, Dir: p.Dir,
-			Args: payload.Args, Kwargs: payload.Kwargs, Envelope: p.Envelope}, sink)
+			Task: p.Task, Method: p.Method, Args: payload.Args, Kwargs: payload.Kwargs, Envelope: p.Envelope}, sink)
 	case "cancel":
 		var p struct {
 			Job  string
