@@ -38,17 +38,18 @@ const (
 	MonitorChanged Kind = "monitor.changed" // {monitor, state: registered|fresh|stale|failed, error?}
 
 	SchedulerChanged     Kind = "scheduler.changed"     // {policy}
-	SchedulerEvicting    Kind = "scheduler.evicting"    // an idle worker is stopped: {asker, devices, bytes}
+	SchedulerEvicting    Kind = "scheduler.evicting"    // a worker is stopped to make room: {asker, devices, bytes}
 	SchedulerEvicted     Kind = "scheduler.evicted"     // it is gone: {asker, after_ms}; its memory may not be
 	SchedulerSettled     Kind = "scheduler.settled"     // its memory is back: {device, bytes, after_ms, was_missing}
 	SchedulerQuarantined Kind = "scheduler.quarantined" // memory is missing: {device, bytes, of_bytes}; or an instance is shut: {reason}
 	SchedulerThrashing   Kind = "scheduler.thrashing"   // {device, a, b}
-	SchedulerShadow      Kind = "scheduler.shadow"      // the reservation changed: {job, devices, bytes, at?, draining}; without a job there is none
+	SchedulerShadow      Kind = "scheduler.shadow"      // the reservation is another one, told once it has been for a second: {job, devices, bytes, at?, draining}; without a job there is none
 
-	LeaseCreated Kind = "lease.created" // {lease, device, bytes, holder, note, expires_at}
+	LeaseCreated Kind = "lease.created" // {lease, device, bytes, holder, note, expires_at?}
 	LeaseEnded   Kind = "lease.ended"   // {lease, reason}
 
-	ProfileChanged Kind = "profile.changed" // {plugin, config_hash, device_model, known, resident_vram, execute_vram, …}
+	ProfileChanged Kind = "profile.changed" // {plugin, config_hash, device_model, known, source, resident_vram_bytes, execute_vram_bytes,
+	// resident_ram_bytes, execute_ram_bytes}; or {plugin, reset: true}
 
 	DaemonStarted  Kind = "daemon.started"
 	DaemonStopping Kind = "daemon.stopping"

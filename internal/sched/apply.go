@@ -33,7 +33,7 @@ func (l *loop) apply(now time.Time, plan Plan) {
 	}
 	l.dropSpentHolds(plan.Hold)
 	l.tellThrash(now, plan.Thrash)
-	l.tellShadow(plan.Shadow)
+	l.shadow = plan.Shadow
 	l.tellBlocks(now, plan.Block)
 }
 

@@ -41,8 +41,11 @@ func (s *Scheduler) Lease(ctx context.Context, q LeaseRequest) (LeaseState, erro
 	if refused != nil {
 		return LeaseState{}, refused
 	}
-	draft := events.Draft{Kind: events.LeaseCreated, Data: map[string]any{"lease": made.ID, "device": made.Device, "bytes": made.Bytes,
-		"holder": made.Holder, "note": made.Note, "expires_at": made.ExpiresAt}}
+	data := map[string]any{"lease": made.ID, "device": made.Device, "bytes": made.Bytes, "holder": made.Holder, "note": made.Note}
+	if !made.ExpiresAt.IsZero() {
+		data["expires_at"] = made.ExpiresAt.UTC()
+	}
+	draft := events.Draft{Kind: events.LeaseCreated, Data: data}
 	if s.o.Leases != nil {
 		if err := s.o.Leases.PutLease(ctx, made.Lease, draft); err != nil {
 			s.ask(context.WithoutCancel(ctx), func(l *loop) { l.dropLease(made.ID) })

@@ -62,7 +62,9 @@ type loop struct {
 	chargedAt   time.Time
 	quota       map[string]int
 	swaps       swaps
-	shadow      *Shadow
+	shadow      *Shadow   // in force
+	shadowTold  *Shadow   // by an event
+	shadowMoved time.Time // since when the two differ; zero: they do not
 	told        map[Thrash]time.Time
 	failed      error // what restore answered
 
@@ -209,6 +211,7 @@ func (l *loop) pass() time.Duration {
 		l.roomForLeases(now)
 		wake = plan.WakeAt
 	}
+	l.tellShadow(now)
 	l.saveProfiles(now, false)
 	l.sampleRate(now)
 	l.passes++
@@ -240,6 +243,9 @@ func (l *loop) sleep(now, wake time.Time) time.Duration {
 	}
 	shorten(wake)
 	shorten(l.leaseEnds)
+	if !l.shadowMoved.IsZero() {
+		shorten(l.shadowMoved.Add(shadowStands))
+	}
 	if len(l.unsaved) > 0 && !l.saving {
 		shorten(l.savedAt.Add(saveEvery))
 	}

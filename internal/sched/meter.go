@@ -288,8 +288,8 @@ func (l *loop) saveProfiles(now time.Time, force bool) {
 		l.toldProfile[k] = e
 		drafts = append(drafts, []events.Draft{{Kind: events.ProfileChanged, Data: map[string]any{
 			"plugin": k.Plugin, "config_hash": k.ConfigHash, "device_model": k.DeviceModel, "known": e.Known,
-			"resident_vram": e.ResidentVRAM, "execute_vram": e.ExecuteVRAM, "resident_ram": e.ResidentRAM, "execute_ram": e.ExecuteRAM,
-			"source": e.Source}}})
+			"resident_vram_bytes": e.ResidentVRAM, "execute_vram_bytes": e.ExecuteVRAM,
+			"resident_ram_bytes": e.ResidentRAM, "execute_ram_bytes": e.ExecuteRAM, "source": e.Source}}})
 	}
 	clear(l.unsaved)
 	if l.s.o.Profiles == nil {

@@ -69,23 +69,6 @@ func (l *loop) tellThrash(now time.Time, pairs []Thrash) {
 	}
 }
 
-// tellShadow tells when the reservation is another one.
-func (l *loop) tellShadow(s *Shadow) {
-	old := l.shadow
-	l.shadow = s
-	switch {
-	case s == nil && old == nil:
-	case s == nil:
-		l.s.emit(events.Draft{Kind: events.SchedulerShadow, Data: map[string]any{}})
-	case old == nil || old.Job != s.Job || old.Draining != s.Draining || !slices.Equal(old.Devices, s.Devices):
-		data := map[string]any{"job": s.Job, "devices": s.Devices, "bytes": s.VRAM, "draining": s.Draining}
-		if !s.At.IsZero() {
-			data["at"] = s.At.UTC()
-		}
-		l.s.emit(events.Draft{Kind: events.SchedulerShadow, Job: string(s.Job), Instance: s.Instance, Data: data})
-	}
-}
-
 // tellInstanceQuarantined tells that an instance is shut until a person looks.
 func (l *loop) tellInstanceQuarantined(in *inst, why string) {
 	l.s.emit(events.Draft{Kind: events.SchedulerQuarantined, Instance: in.name, Data: map[string]any{"reason": why}})

@@ -927,14 +927,14 @@ type JobStatus string
 // | `queue.control` | | `scope`, `mode` |
 // | `monitor.changed` | | `monitor`, `state`: registered, fresh, stale, failed; `error` |
 // | `scheduler.changed` | another policy | `policy` |
-// | `scheduler.evicting` | an idle worker is stopped to make room | `asker` (empty: a lease), `devices`, `bytes` |
+// | `scheduler.evicting` | a worker is stopped to make room | `asker` (empty: a lease), `devices`, `bytes` |
 // | `scheduler.evicted` | its processes are gone | `asker`, `after_ms` |
 // | `scheduler.settled` | its memory was seen back | `device`, `bytes`, `after_ms`, `was_missing` |
 // | `scheduler.quarantined` | memory of an ended worker did not come back in time, or an instance failed too often and starts nothing more | `device`, `bytes`, `of_bytes`, `after_ms`; or `reason` |
 // | `scheduler.thrashing` | two plugins keep pushing each other out | `device`, `a`, `b` |
-// | `scheduler.shadow` | the reservation changed; without `job` there is none | `job`, `devices`, `bytes`, `at`, `draining` |
-// | `lease.created`, `lease.ended` | | `lease`, `device`, `bytes`, `holder`, `note`, `expires_at`; `reason` |
-// | `profile.changed` | what a plugin needs was learned anew, or forgotten (`reset`) | `plugin`, `config_hash`, `device_model`, `known`, … |
+// | `scheduler.shadow` | the reservation has been another one for a second; without `job` there is none | `job`, `devices`, `bytes`, `at`, `draining` |
+// | `lease.created`, `lease.ended` | | `lease`, `device`, `bytes`, `holder`, `note`, `expires_at` (where it ends by time); `reason` |
+// | `profile.changed` | what a plugin needs was learned anew, or forgotten (`reset`) | `plugin`, `config_hash`, `device_model`, `known`, `source`, `resident_vram_bytes`, `execute_vram_bytes`, `resident_ram_bytes`, `execute_ram_bytes`; or `plugin`, `reset` |
 // | `daemon.started`, `daemon.stopping` | | |
 type JournalEvent struct {
 	At   time.Time `json:"at"`
