@@ -81,9 +81,9 @@ func (e *ManifestError) Error() string {
 	return fmt.Sprintf("cannot use manifest %s: %s", e.Path, strings.Join(parts, "; "))
 }
 
-// validName holds for plugins and instances: the name becomes part of paths,
+// ValidName holds for plugins and instances: the name becomes part of paths,
 // URLs and cgroup names.
-func validName(s string) bool {
+func ValidName(s string) bool {
 	if s == "" || len(s) > 64 || s[0] == '.' {
 		return false
 	}

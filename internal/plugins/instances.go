@@ -140,7 +140,7 @@ func accept(id string, man Manifest, config json.RawMessage) (json.RawMessage, [
 // CreateInstance stores a further instance of a plugin. Revision and UpdatedAt
 // are set here. *NameError, *ExistsError, *NotFoundError, *ConfigError.
 func (c *Catalog) CreateInstance(ctx context.Context, inst Instance) (Instance, error) {
-	if !validName(inst.ID) {
+	if !ValidName(inst.ID) {
 		return Instance{}, &NameError{inst.ID}
 	}
 	unlock, err := c.lockWrites(ctx)

@@ -189,7 +189,7 @@ func readWorkerEnv(code *fields, m *Manifest) {
 
 func readIdentity(f *fields, m *Manifest) {
 	m.Name = f.needText("name", "my-plugin")
-	if m.Name != "" && !validName(m.Name) {
+	if m.Name != "" && !ValidName(m.Name) {
 		f.fail("name", "is %q; use 1 to 64 of A-Z a-z 0-9 . _ - and no dot at the start", m.Name)
 		m.Name = ""
 	}

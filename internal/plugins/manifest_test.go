@@ -324,7 +324,7 @@ func FuzzParseManifest(f *testing.F) {
 			}
 			return
 		}
-		if !validName(m.Name) || m.Hash == "" {
+		if !ValidName(m.Name) || m.Hash == "" {
 			t.Fatalf("accepted %+v", m)
 		}
 		// Raw is JSON, where our own format needs its version.

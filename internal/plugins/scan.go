@@ -97,7 +97,7 @@ func readManifest(path string) (Plugin, error) {
 		return p, err
 	}
 	m, err := ParseManifest(path, content)
-	if m.Name != "" && (validName(m.Name) || errors.Is(err, errAdapter)) {
+	if m.Name != "" && (ValidName(m.Name) || errors.Is(err, errAdapter)) {
 		p.Name = m.Name
 	}
 	p.Manifest = m

@@ -120,7 +120,7 @@ func (s *Secrets) file(plugin string) string { return filepath.Join(s.dir, plugi
 
 // read refuses a file that others can read: its secrets are none any more.
 func (s *Secrets) read(plugin string) (map[string]string, error) {
-	if !validName(plugin) {
+	if !ValidName(plugin) {
 		return nil, &NameError{plugin}
 	}
 	info, err := os.Stat(s.file(plugin))
