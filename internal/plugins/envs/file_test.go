@@ -122,7 +122,7 @@ func TestFile_TellsEveryProblemWithItsLine(t *testing.T) {
 	} {
 		assert.Contains(t, err.Error(), want)
 	}
-	assert.Equal(t, 10, strings.Count(err.Error(), path), "one line a problem, and no more: %v", err)
+	assert.Equal(t, 11, strings.Count(err.Error(), path), "one line a problem, and no more: %v", err)
 }
 
 func TestFile_RefusesWhatIsNoSuchFile(t *testing.T) {
