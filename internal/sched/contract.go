@@ -75,6 +75,7 @@ type GroupView struct {
 	IdleSince   time.Time // zero when busy or not resident
 	Pinned      bool
 	Stopping    string    // why its worker is being stopped; "" when it is not
+	Barred      string    // why nothing new may start on its worker, wherever that stays; "" when it may
 	CoolUntil   time.Time // start failed; not before
 	Failed      string    // the worker gave up: why
 	// WaitingFor names the workers that are being stopped to make room for this one.

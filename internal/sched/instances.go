@@ -67,6 +67,8 @@ type inst struct {
 	loading bool // a load of ours is under way, besides any run's
 	loads   []*loadRequest
 	stop    *stopping
+	barred  string // why nothing new starts on its worker, which may stay: a lease is short
+	drained bool   // chosen to make way for a lease
 	// victims are workers being stopped so that this one can start; held says
 	// that room is reserved for it in the ledger.
 	victims []victim
@@ -347,7 +349,7 @@ func (l *loop) runEnded(r *run) {
 		}
 		l.look(now, in)
 	}
-	l.stopWhenIdle(in)
+	l.stopWhenIdle(now, in)
 }
 
 func orElse(s, other string) string {

@@ -1,7 +1,6 @@
 package sched
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -204,70 +203,6 @@ func (l *loop) expireLeases(now time.Time) {
 			})
 		}
 	}
-}
-
-// roomForLeases stops idle workers on devices whose leases are not all there:
-// those that were used longest ago first, and only as many as bring something.
-func (l *loop) roomForLeases(now time.Time) {
-	if len(l.leases) == 0 || !l.fresh {
-		return
-	}
-	for _, dev := range l.leasedDevices() {
-		short := -l.freeOn(dev)
-		if short <= 0 || l.settlingOn(dev) {
-			continue
-		}
-		idle := l.idleOn(dev)
-		for _, in := range idle {
-			if short <= 0 {
-				break
-			}
-			short -= l.onDevice(in, dev)
-			if in.stop == nil {
-				l.s.log.Info("stopping an idle worker for a lease", zap.String("instance", in.name), zap.String("device", string(dev)))
-				l.stopFor(now, in, "evicted for a lease", "")
-			}
-		}
-	}
-}
-
-func (l *loop) leasedDevices() []resource.DeviceID {
-	var out []resource.DeviceID
-	for _, x := range l.leases {
-		if !slices.Contains(out, x.Device) {
-			out = append(out, x.Device)
-		}
-	}
-	return out
-}
-
-func (l *loop) freeOn(dev resource.DeviceID) resource.Bytes {
-	if v := l.viewOf(dev); v != nil {
-		return v.Free
-	}
-	if dev == resource.HostDevice {
-		return l.freeRAM
-	}
-	return 0
-}
-
-// onDevice is what in's worker counts for on a device.
-func (l *loop) onDevice(in *inst, dev resource.DeviceID) resource.Bytes {
-	return l.accounts[accountKey{in.name, dev}].size()
-}
-
-// idleOn lists the workers on a device that may be stopped, longest unused first.
-func (l *loop) idleOn(dev resource.DeviceID) []*inst {
-	var out []*inst
-	for _, in := range l.order {
-		if in.live && in.running == 0 && !in.active() && !in.pinned && in.name != l.monitorInstance && (in.stop == nil || in.stop.begun) && l.onDevice(in, dev) > 0 {
-			out = append(out, in)
-		}
-	}
-	slices.SortStableFunc(out, func(a, b *inst) int {
-		return cmp.Or(a.lastUsed.Compare(b.lastUsed), a.idleSince.Compare(b.idleSince))
-	})
-	return out
 }
 
 func (l *loop) leaseStates() []LeaseState {

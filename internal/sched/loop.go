@@ -56,6 +56,7 @@ type loop struct {
 	savedAt     time.Time
 	journalled  map[string]bool // instances of which the claims log has rows
 	leases      []*lease
+	barring     bool // a lease is short
 	leaseEnds   time.Time
 	troubles    map[jobs.ID]*trouble
 	share       map[string]float64
@@ -205,10 +206,10 @@ func (l *loop) pass() time.Duration {
 	}
 	var wake time.Time
 	if l.admitting && !l.admitNot.After(now) {
+		l.roomForLeases(now)
 		view := l.view(now)
 		plan := (*l.s.policy.Load()).Decide(view)
 		l.apply(now, plan)
-		l.roomForLeases(now)
 		wake = plan.WakeAt
 	}
 	l.tellShadow(now)

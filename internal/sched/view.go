@@ -93,6 +93,7 @@ func (l *loop) groupView(now time.Time, in *inst, ready []jobs.Ready) GroupView 
 	if in.stop != nil {
 		g.Stopping = in.stop.cause
 	}
+	g.Barred = in.barred
 	for _, v := range in.victims {
 		g.WaitingFor = append(g.WaitingFor, v.name)
 	}

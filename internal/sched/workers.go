@@ -33,6 +33,7 @@ type stopping struct {
 	cause   string
 	force   bool
 	begun   bool
+	lease   bool      // a lease needs the memory: it ends with the need, until it has begun
 	asker   string    // the instance that needs the memory; "" when somebody asked
 	evicted time.Time // when the worker was chosen to make room; zero when somebody asked
 	waiters []chan error
@@ -109,7 +110,7 @@ func (l *loop) requestStop(in *inst, cause string, force bool, reply chan error)
 	}
 	in.stop.force = in.stop.force || force
 	in.stop.waiters = append(in.stop.waiters, reply)
-	l.stopWhenIdle(in)
+	l.stopWhenIdle(l.s.o.Now(), in)
 }
 
 // evict stops an idle worker for the sake of another instance.
@@ -123,8 +124,14 @@ func (l *loop) evict(now time.Time, e Eviction) {
 	l.stopFor(now, in, "evicted for "+e.Asker, e.Asker)
 }
 
-// stopFor stops an idle worker whose memory is wanted; asker is "" for a lease.
+// stopFor stops an idle worker whose memory asker wants.
 func (l *loop) stopFor(now time.Time, in *inst, cause, asker string) {
+	in.stop = &stopping{cause: cause, asker: asker, evicted: now}
+	l.stopWhenIdle(now, in)
+}
+
+// tellEvicting tells that a worker is being stopped because its memory is wanted.
+func (l *loop) tellEvicting(now time.Time, in *inst) {
 	l.s.metrics.evicted.Inc()
 	devices := l.heldBy(in)
 	bytes := resource.Bytes(0)
@@ -132,9 +139,7 @@ func (l *loop) stopFor(now time.Time, in *inst, cause, asker string) {
 		l.swaps.note(now, dev)
 		bytes += l.onDevice(in, dev)
 	}
-	in.stop = &stopping{cause: cause, asker: asker, evicted: now}
-	l.s.emit(events.Draft{Kind: events.SchedulerEvicting, Instance: in.name, Data: map[string]any{"asker": asker, "devices": devices, "bytes": bytes}})
-	l.stopWhenIdle(in)
+	l.s.emit(events.Draft{Kind: events.SchedulerEvicting, Instance: in.name, Data: map[string]any{"asker": in.stop.asker, "devices": devices, "bytes": bytes}})
 }
 
 // requestRelease is the request (and capability) that asks a plugin to give
@@ -180,12 +185,15 @@ func (l *loop) victimDone(now time.Time, asker *inst, name string) {
 
 // stopWhenIdle begins the stop that was asked for, once nothing runs or at once
 // when it is forced.
-func (l *loop) stopWhenIdle(in *inst) {
+func (l *loop) stopWhenIdle(now time.Time, in *inst) {
 	s := in.stop
 	if s == nil || s.begun || (in.running > 0 && !s.force) {
 		return
 	}
 	s.begun = true
+	if !s.evicted.IsZero() {
+		l.tellEvicting(now, in)
+	}
 	l.spawn(func() {
 		err := l.s.o.Workers.Stop(l.work, in.name, s.cause)
 		l.s.mail.call(func(l *loop) { l.stopEnded(in, s, err) })

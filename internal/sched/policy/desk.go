@@ -53,6 +53,8 @@ func (d *desk) closed(g *sched.GroupView) *jobs.Block {
 		return &jobs.Block{Code: "unknown_plugin", Sentence: orElse(g.Problem, "no plugin of this name is known")}
 	case !g.Enabled:
 		return &jobs.Block{Code: "disabled", Sentence: g.Instance + " is disabled"}
+	case g.Barred != "":
+		return &jobs.Block{Code: "resource", Sentence: g.Barred}
 	case g.Stopping != "":
 		return &jobs.Block{Code: "no_slot", Sentence: "the worker of " + g.Instance + " is being stopped (" + g.Stopping + ")"}
 	case g.Failed != "": // also of a worker that is still there and cannot be ended
