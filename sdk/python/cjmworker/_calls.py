@@ -4,6 +4,7 @@ call it is in: report_progress, check_cancel, job_id, job_dir.
 from __future__ import annotations
 
 from _thread import get_ident
+from time import monotonic
 
 from ._errors import Cancelled
 
@@ -18,8 +19,8 @@ class Call:
     """One execute, from its request to its answer."""
 
     __slots__ = (
-        "id", "job", "attempt", "stream", "dir", "envelope", "payload",
-        "slot", "cancelled", "hook_called", "task",
+        "id", "job", "attempt", "stream", "dir", "task", "method", "envelope", "payload",
+        "slot", "cancelled", "hook_called", "running",
         "progress", "progress_at", "progress_make",
     )  # fmt: skip
 
@@ -29,12 +30,14 @@ class Call:
         self.attempt = params.get("attempt", 1)
         self.stream = params.get("stream") is True
         self.dir: "Optional[str]" = params.get("dir") or None
+        self.task = str(params.get("task") or "")
+        self.method = str(params.get("method") or "")
         self.envelope = params.get("envelope")
         self.payload = payload
         self.slot: "Any" = None  # set when it starts
         self.cancelled = False  # set by the reader
         self.hook_called = False
-        self.task: "Any" = None  # asyncio task of an async execute
+        self.running: "Any" = None  # asyncio task of an async execute
         self.progress: "Any" = None  # newest (fraction, message); the outbox owns these
         self.progress_at = 0.0
         self.progress_make: "Any" = None
@@ -59,7 +62,6 @@ class Current:
                 return found
         return found
 
-
     def checkpoint(self) -> None:
         """Raise the interrupt that waits for this thread's call, if one does."""
         call = self.by_thread.get(get_ident())
@@ -83,6 +85,48 @@ def report_progress(progress: float, message: str = "") -> None:
     text = message if type(message) is str else str(message)
     send(call, fraction, text[:MAX_PROGRESS_TEXT])
     current.checkpoint()
+
+
+class heartbeat:
+    """``with heartbeat("loading the model"):`` around one long call that reports nothing:
+    a thread repeats the newest progress message with the seconds that went by, so that
+    the job is seen to live and its start does not count as stalled."""
+
+    def __init__(self, phase: str, *, interval: float = 0.5, progress: "Optional[float]" = None) -> None:
+        self._phase = phase
+        self._interval = interval
+        self._progress = progress
+        self._ended: "Any" = None
+        self._thread: "Any" = None
+
+    def __enter__(self) -> None:
+        import threading
+
+        call = current.call() or current.loading
+        if self._progress is not None:
+            report_progress(self._progress, self._phase)
+        elif call is not None:
+            report_progress(call.progress[0] if call.progress else -1.0, self._phase)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, args=(call,), name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def __exit__(self, *exc: "Any") -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _beat(self, call: "Optional[Call]") -> None:
+        begun = monotonic()
+        base, mine = self._phase, ""
+        while not self._ended.wait(self._interval):
+            send = current.send_progress
+            if call is None or send is None or call.progress is None:
+                continue
+            fraction, message = call.progress
+            if message != mine:
+                base = message
+            mine = "%s (%.1f s)" % (base, monotonic() - begun)
+            send(call, fraction, mine[:MAX_PROGRESS_TEXT])
 
 
 def check_cancel() -> None:

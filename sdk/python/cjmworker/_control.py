@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ._server import Server
 
 # Hooks that only read: answered beside a running job. The others wait for its end.
-_BESIDE = ("schema", "config", "options", "system_status", "processes")
+_BESIDE = ("schema", "config", "options", "surface", "system_status", "processes")
 
 
 class Control:
@@ -58,6 +58,9 @@ class Control:
             uptime=time() - server.started_at,
             log_lines_dropped=server.outbox.dropped,
         )
+        used = getattr(server.plugin.instance, "_last_api_usage", None) if server.plugin is not None else None
+        if isinstance(used, dict):  # what the last call used of a paid service, as the plugin reported it
+            figures["api_usage"] = {str(unit): count for unit, count in used.items() if isinstance(count, (int, float))}
         body = _jsonio.dumps(figures)
         server.report_usage(always=True)
         self._send(lambda p: p.answer(request.id, {}, body))
@@ -87,7 +90,7 @@ class Control:
         start_new_thread(self._call_cancel, (request, hook))
 
     def _cancel_task(self, call: "Call") -> None:
-        task = call.task
+        task = call.running
         if task is not None:
             try:
                 task.get_loop().call_soon_threadsafe(task.cancel)
@@ -132,6 +135,8 @@ class Control:
         plugin = self._server.plugin
         if plugin is None:
             raise NotSupported("the plugin is not loaded")
+        if method == "surface":
+            return to_json(plugin.tasks.surface(), method)
         value = self._settle(plugin.hook(HOOKS[method])())
         return to_json(value, method) if method in _BESIDE else b""
 
@@ -149,21 +154,46 @@ class Control:
         plugin = self._server.plugin
         if plugin is None:
             raise NotSupported("the plugin is not loaded")
+        how = "initialized"
+        apply = self._initialize
+        reconfigure = getattr(plugin.instance, "reconfigure", None)
+        if callable(reconfigure):
+            how, apply = "reconfigured", reconfigure
         try:
-            self._settle(plugin.hook("reconfigure")(old, new))
-            return "reconfigured"
-        except (NotSupported, NotImplementedError):
-            pass
-        try:
-            self._settle(plugin.initialize(new))
+            try:
+                self._settle(apply(old, new))
+            except NotImplementedError:
+                how, apply = "initialized", self._initialize
+                self._settle(apply(old, new))
+            if apply is reconfigure and self._ignored(old, new):
+                how, apply = "initialized", self._initialize
+                self._settle(apply(old, new))
         except Exception as exc:
             # A half-applied config must not stay: go back, and say when that fails too.
             try:
-                self._settle(plugin.initialize(old))
+                self._settle(apply(new, old))
             except Exception as second:
                 raise RuntimeError("%s; and the old config could not be restored: %s" % (message_of(exc), message_of(second))) from exc
             raise
-        return "initialized"
+        return how
+
+    def _initialize(self, old: dict, new: dict) -> "Any":
+        plugin = self._server.plugin
+        return plugin.initialize(new) if plugin is not None else None
+
+    def _ignored(self, old: dict, new: dict) -> bool:
+        """Whether a reconfigure() that ended well changed nothing: the default of older
+        libraries frees what the change touches and leaves the rest to initialize()."""
+        plugin = self._server.plugin
+        if plugin is None:
+            return False
+        try:
+            now = self._settle(plugin.hook("get_current_config")())
+        except Exception:
+            return False  # nobody can tell
+        changed = {key for key in {*old, *new} if old.get(key) != new.get(key)}
+        known = {key for key in changed if key in now or key not in old} if isinstance(now, dict) else set()
+        return bool(known) and all(now.get(key) == old.get(key) for key in known)
 
     # -- what the plugin says about itself ----------------------------------------
 

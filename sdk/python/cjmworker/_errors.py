@@ -97,24 +97,30 @@ _BY_NAME = {
     "FatalError": "fatal",
     "Cancelled": "cancelled",
     "CancelledError": "cancelled",
+    "PluginOOMError": "oom",
+    "WorkerOOMError": "oom",
     "OutOfMemoryError": "oom",  # torch.cuda, torch, cupy
     "MemoryError": "oom",
     "ResourceExhaustedError": "oom",  # tensorflow
     "PluginError": "fatal",
     "CapabilityError": "fatal",
 }
+# The older libraries know four categories only: what they call transient or resource is
+# a cancel, a timeout or a lack of memory by the name of its class.
+_OVERRULES = ("cancelled", "timeout", "oom")
 _RETRIABLE = {"transient": True, "resource": True, "oom": True}
 
 
 def category_of(exc: BaseException) -> str:
     """The category of any exception. Unknown ones are ``fatal``."""
+    named = next((_BY_NAME[cls.__name__] for cls in type(exc).__mro__ if cls.__name__ in _BY_NAME), None)
+    if named in _OVERRULES:
+        return str(named)
     said = _plain(getattr(exc, "category", None))
     if isinstance(said, str) and said.lower() in CATEGORIES:
         return said.lower()
-    for cls in type(exc).__mro__:
-        found = _BY_NAME.get(cls.__name__)
-        if found is not None:
-            return found
+    if named is not None:
+        return named
     # torch before OutOfMemoryError, and other CUDA libraries, raise RuntimeError.
     if isinstance(exc, RuntimeError) and "out of memory" in str(exc).lower():
         return "oom"
@@ -184,6 +190,10 @@ def _retriable(exc: BaseException, category: str) -> bool:
     said = getattr(exc, "retriable", None)
     if isinstance(said, bool):
         return said
+    if category != "user_input":  # there the older libraries mean "ask the user again"
+        said = getattr(exc, "default_retriable", None)
+        if isinstance(said, bool):
+            return said
     return _RETRIABLE.get(category, False)
 
 

@@ -1,7 +1,7 @@
 """Running one call in its slot: arguments in, chunks out, an outcome at the end."""
 from __future__ import annotations
 
-from . import _jsonio
+from . import _compat, _jsonio
 from ._convert import ConvertError, to_json
 from ._errors import Cancelled, describe, is_cancel, message_of
 from ._plugin import called_wrongly
@@ -70,7 +70,7 @@ def run(call: "Call", slot: "Slot", plugin: "Plugin", emit: "Callable[[Call, byt
     try:
         # This order loses no cancel: whoever cancels sets the flag first and looks for
         # the slot then, so one of the two sees the other.
-        plugin.reset_cancel()
+        plugin.reset()
         slot.call = call
         call.slot = slot
         if call.cancelled:
@@ -100,20 +100,27 @@ def failure(call: "Call", error: "Optional[BaseException]") -> Outcome:
 def _run_user(
     call: "Call", slot: "Slot", plugin: "Plugin", args: list, kwargs: dict, emit: "Callable[[Call, bytes], None]"
 ) -> bytes:
-    instance = plugin.instance
-    if call.stream:
-        method = getattr(instance, "execute_stream", None)
-        if not callable(method):
-            method = plugin.hook("execute")
-    else:
-        method = getattr(instance, "execute", None)
-        if not callable(method):
-            return _collect(call, slot, plugin.hook("execute_stream"), args, kwargs)
-    value = gateway(method, args, kwargs)
-    if hasattr(value, "__await__"):
-        value = run_async(slot, value, call)
-    if not call.stream:
-        return to_json(value, "result", call.dir)
+    if (call.task or call.method) and args:
+        raise BadArguments("a task or method takes kwargs only")
+    method = plugin.entry(call.stream, call.task, call.method)
+    begun = _compat.begin(call)
+    try:
+        if not (call.stream or call.task or call.method or plugin.has("execute")):
+            return _collect(call, slot, method, args, kwargs)
+        value = gateway(method, args, kwargs)
+        if hasattr(value, "__await__"):
+            value = run_async(slot, value, call)
+        return _stream(call, slot, value, emit) if call.stream else _result(call, value)
+    finally:
+        _compat.end(begun)
+
+
+def _result(call: "Call", value: "Any") -> bytes:
+    return to_json(_compat.encode(value), "result", call.dir)
+
+
+def _stream(call: "Call", slot: "Slot", value: "Any", emit: "Callable[[Call, bytes], None]") -> bytes:
+    """Send what ``value`` yields; the result is what the generator returns, or the count."""
     sink = _Sink(call, emit)
     if hasattr(value, "__aiter__"):
         last = run_async(slot, _pump(value, sink), call)
@@ -121,8 +128,8 @@ def _run_user(
         last = _pull(value, sink)
     else:
         sink.take(value)
-        return to_json(value, "result", call.dir)
-    return to_json(last if last is not None else {"chunks": sink.count}, "result", call.dir)
+        return _result(call, value)
+    return _result(call, last if last is not None else {"chunks": sink.count})
 
 
 class _Sink:
@@ -138,7 +145,7 @@ class _Sink:
     def take(self, value: "Any") -> bool:
         """Send one chunk. False: the call is cancelled, this was the last one."""
         try:
-            payload = to_json(value, "chunk", self.call.dir)
+            payload = to_json(_compat.encode(value), "chunk", self.call.dir)
         except ConvertError as exc:
             raise ConvertError("chunk %d: %s" % (self.count + 1, exc)) from None
         self.emit(self.call, payload)
@@ -184,7 +191,7 @@ def _collect(call: "Call", slot: "Slot", method: "Callable", args: list, kwargs:
     value = gateway(method, args, kwargs)
     sink = _Sink(call, keep)
     last = run_async(slot, _pump(value, sink), call) if hasattr(value, "__aiter__") else _pull(iter(value), sink)
-    return to_json(last if last is not None else chunks, "result", call.dir)
+    return _result(call, last if last is not None else chunks)
 
 
 def run_async(slot: "Slot", awaitable: "Any", call: "Optional[Call]" = None) -> "Any":
@@ -198,7 +205,7 @@ def run_async(slot: "Slot", awaitable: "Any", call: "Optional[Call]" = None) -> 
         asyncio.set_event_loop(loop)
     task = loop.create_task(_await(awaitable))
     if call is not None:
-        call.task = task
+        call.running = task
         if call.cancelled:
             task.cancel()
     try:
@@ -213,7 +220,7 @@ def run_async(slot: "Slot", awaitable: "Any", call: "Optional[Call]" = None) -> 
         raise
     finally:
         if call is not None:
-            call.task = None
+            call.running = None
 
 
 async def _await(awaitable: "Any") -> "Any":

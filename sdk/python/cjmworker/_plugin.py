@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import sys
 
+from . import _compat
+from ._tasks import Tasks
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, List, Optional
@@ -25,7 +28,7 @@ _CAPABILITIES = (
     ("cleanup", ("cleanup",)),
 )
 # What the runtime gives to every plugin.
-_OURS = ("progress", "interrupt", "control", "concurrent")
+_OURS = ("progress", "interrupt", "control", "concurrent", "task", "surface")
 # control request → the hook that answers it
 HOOKS = {
     "prefetch": "prefetch",
@@ -66,13 +69,14 @@ def load_class(module_name: str, class_name: str) -> "Any":
     for part in class_name.split("."):
         if not hasattr(target, part):
             raise LoadError(
-                "module %r has no class %r%s" % (module_name, class_name, _near(part, dir(target)))
+                "module %r has no class %r%s" % (module_name, class_name, near(part, dir(target)))
             )
         target = getattr(target, part)
     return target
 
 
-def _near(wanted: str, names: "List[str]") -> str:
+def near(wanted: str, names: "List[str]") -> str:
+    """"; did you mean …?" for the error about a name that is not there."""
     import difflib
 
     public = [name for name in names if not name.startswith("_")]
@@ -85,15 +89,16 @@ def _near(wanted: str, names: "List[str]") -> str:
 class Plugin:
     """One loaded instance with its hooks. Methods run user code and raise what it raises."""
 
-    def __init__(self, target: "Any", label: str) -> None:
+    def __init__(self, target: "Any", label: str, adapters: "Any" = None) -> None:
         self.instance = target() if callable(target) else target
-        if not self._has("execute") and not self._has("execute_stream") and not self._has("get_system_status"):
+        self.tasks = Tasks(self.instance)
+        if not adapters and not any(self.has(name) for name in ("execute", "execute_stream", "get_system_status")):
             raise LoadError(
                 "class %s has no execute method%s"
-                % (label, _near("execute", dir(self.instance)))
+                % (label, near("execute", dir(self.instance)))
             )
 
-    def _has(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
         return callable(getattr(self.instance, name, None))
 
     def hook(self, name: str) -> "Callable":
@@ -102,6 +107,18 @@ class Plugin:
         if not callable(found):
             raise NotSupported("the plugin has no %s()" % name)
         return found
+
+    def entry(self, stream: bool, task: str = "", method: str = "") -> "Callable":
+        """What a call runs. UnknownTask when there is nothing."""
+        if task or method:
+            return self.tasks.find(task, method)
+        names = ("execute_stream", "execute") if stream else ("execute", "execute_stream")
+        for name in names:
+            found = getattr(self.instance, name, None)
+            # A base library's execute_stream only calls the execute that is not there.
+            if callable(found) and not (name == "execute_stream" and _compat.is_default(found) and not self.has("execute")):
+                return found
+        raise self.tasks.instead_of_execute()
 
     def initialize(self, config: dict) -> "Any":
         """Call initialize, also with an empty config. Classes without it are fine."""
@@ -123,22 +140,38 @@ class Plugin:
             return default
 
     def capabilities(self) -> "List[str]":
-        found = [name for name, methods in _CAPABILITIES if any(self._has(method) for method in methods)]
+        found = [name for name, methods in _CAPABILITIES if any(self.has(method) for method in methods)]
         return found + list(_OURS)
 
     def equip(self, report_progress: "Callable", check_cancel: "Callable") -> None:
         """Put our methods on the instance: progress always, so that classes whose own
         base only stores the value push it too; check_cancel where there is none."""
-        _set(self.instance, "report_progress", report_progress)
-        if not hasattr(self.instance, "check_cancel"):
-            _set(self.instance, "check_cancel", check_cancel)
+        instance = self.instance
+        report = report_progress
+        if hasattr(instance, "report_progress"):
 
-    def reset_cancel(self) -> None:
-        """The older libraries keep a flag that nobody else clears."""
+            def store_and_report(progress: float, message: str = "") -> None:
+                instance._progress, instance._status_message = progress, message  # some read them back
+                report_progress(progress, message)
+
+            report = store_and_report
+        _set(instance, "report_progress", report)
+        if not hasattr(instance, "check_cancel"):
+            _set(instance, "check_cancel", check_cancel)
+        if hasattr(instance, "heartbeat"):
+            from ._calls import heartbeat
+
+            _set(instance, "heartbeat", heartbeat)  # the libraries' own only writes attributes
+
+    def reset(self) -> None:
+        """Before a call: the older libraries keep a flag that nobody else clears, and
+        what the last call used of a paid service."""
         try:
             flags = self.instance.__dict__
         except AttributeError:
             return
+        if flags.get("_last_api_usage") is not None:
+            self.instance._last_api_usage = None
         if flags.get("_cancel_requested"):
             flag = flags["_cancel_requested"]
             if hasattr(flag, "clear"):  # a threading.Event

@@ -360,10 +360,12 @@ class Server:
             module, name = "cjmworker_check", "CheckPlugin"
         target = gateway(load_class, (module, name), {})
         self._loading = "cannot make a %s" % name
-        plugin = gateway(Plugin, (target, "%s:%s" % (module, name)), {})
+        adapters = params.get("adapters")
+        plugin = gateway(Plugin, (target, "%s:%s" % (module, name), adapters), {})
         plugin.equip(report_progress, check_cancel)
         self._loading = "initialize() failed"
         self._settle(gateway(plugin.initialize, (config,), {}))
+        gateway(plugin.tasks.bind, (adapters, lambda text: self._emit("error", text, "cjmworker", None)), {})
         self.plugin = plugin
         if self.protocol.concurrency > 1:
             from ._pool import Pool

@@ -60,7 +60,7 @@ def frame(header: Dict[str, Any], payload: bytes = b"") -> bytes:
 class Worker:
     """One worker process; ``seen`` keeps every frame it sent."""
 
-    def __init__(self, source: str = "", module: str = "subject", name: str = "Plugin", env: Optional[Dict[str, str]] = None, own_group: bool = True) -> None:
+    def __init__(self, source: str = "", module: str = "subject", name: str = "Plugin", env: Optional[Dict[str, str]] = None, own_group: bool = True, python: str = sys.executable) -> None:
         self.dir = Path(tempfile.mkdtemp(prefix="cjmworker-test-"))
         self.module, self.name = module, name
         (self.dir / (module + ".py")).write_text(textwrap.dedent(source))
@@ -76,11 +76,11 @@ class Worker:
             "PYTHONPATH": os.pathsep.join([str(SDK), str(self.dir)]),
             "CJM_WORKER_FD": str(theirs.fileno()),
         }
-        environment.update(env or {})
+        environment.update({name: value.replace("{dir}", str(self.dir)) for name, value in (env or {}).items()})
         self.stderr_path = self.dir / "stderr"
         with open(self.stderr_path, "wb") as err, open(self.dir / "stdout", "wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "cjmworker"],
+                [python, "-m", "cjmworker"],
                 pass_fds=[theirs.fileno()], env=environment, cwd=str(self.dir),
                 stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=own_group,
             )  # fmt: skip
@@ -156,6 +156,10 @@ class Worker:
         payload = json.dumps({"args": list(args), "kwargs": kwargs}).encode()
         return self.send("execute", {"job": job, "attempt": 1, "stream": stream, "dir": dir, "envelope": None}, payload)
 
+    def task(self, job: str, task: str, method: str = "", stream: bool = False, envelope: Any = None, **kwargs: Any) -> Frame:
+        params = {"job": job, "attempt": 1, "stream": stream, "dir": "", "task": task, "method": method, "envelope": envelope}
+        return self.answer(self.send("execute", params, json.dumps({"args": [], "kwargs": kwargs}).encode()))
+
     def execute(self, job: str, *args: Any, **kwargs: Any) -> Frame:
         return self.answer(self.start(job, *args, **kwargs))
 
@@ -198,8 +202,8 @@ class WorkerTest(unittest.TestCase):
         self.addCleanup(made.close)
         return made
 
-    def loaded(self, source: str, config: Optional[Dict[str, Any]] = None, **hello: Any) -> Worker:
-        made = self.worker(source)
+    def loaded(self, source: str, config: Optional[Dict[str, Any]] = None, options: Optional[Dict[str, Any]] = None, **hello: Any) -> Worker:
+        made = self.worker(source, **(options or {}))
         answer = made.hello(config, **hello)
         self.assertIn("result", answer.header, answer)
         return made

@@ -1,0 +1,6 @@
+from abc import ABC
+
+
+class TaskAdapter(ABC):
+    task_name = ""
+    required_tool_protocol = None
