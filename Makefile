@@ -137,7 +137,7 @@ sdk: ## Wheel and source package of the Python SDK
 	PYTHON='$(PYTHON)' ./sdk/python/packaging/build.sh
 
 .PHONY: deb
-deb: ## Debian package
+deb: ## Packages for Debian and for RPM systems, into dist/
 	$(call have,deploy/deb/build,build the Debian package with units and completions)
 	./deploy/deb/build/run.sh
 

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/cjmd/cjmd/internal/manpages"
 )
 
 // Set by the linker (see the Makefile).
@@ -28,7 +30,7 @@ func verbs(a *app) []*cobra.Command {
 		newRun(a), newSubmit(a), newJob(a), newWait(a), newResult(a), newLogs(a), newEvents(a), newExplain(a),
 		newCancel(a), newPriority(a), newHold(a), newRelease(a), newRetry(a),
 		newPlugins(a), newLoad(a), newUnload(a), newReload(a), newEnable(a), newDisable(a), newConfig(a), newInstances(a), newProfile(a),
-		newPause(a), newResume(a), newDrain(a), newPolicy(a), newPlan(a), newLease(a), newLeases(a), newToken(a), newVersion(a),
+		newPause(a), newResume(a), newDrain(a), newPolicy(a), newPlan(a), newLease(a), newLeases(a), newToken(a), newVersion(a), manpages.Command(version),
 	}
 }
 

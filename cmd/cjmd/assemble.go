@@ -358,7 +358,7 @@ func (d *daemonParts) openAPI(gatherer prometheus.Gatherer) error {
 	if err != nil {
 		return err
 	}
-	if d.listeners, err = listen(d.cfg); err != nil {
+	if d.listeners, err = listen(d.cfg, d.log); err != nil {
 		return err
 	}
 	d.onClose(func() error { d.listeners.close(); return nil })

@@ -8,11 +8,13 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
 
 	"github.com/coreos/go-systemd/v22/activation"
+	"go.uber.org/zap"
 
 	"github.com/cjmd/cjmd/internal/config"
 )
@@ -30,8 +32,9 @@ func (l listeners) close() {
 }
 
 // listen opens what the configuration asks for. Sockets handed over by systemd
-// take the place of the configured ones, so that a restart refuses nobody.
-func listen(cfg *config.Config) (l listeners, err error) {
+// take the place of the configured ones, so that a restart refuses nobody; an
+// address that somebody configured and that is not among them is told.
+func listen(cfg *config.Config, log *zap.Logger) (l listeners, err error) {
 	defer func() {
 		if err != nil {
 			l.close()
@@ -51,6 +54,7 @@ func listen(cfg *config.Config) (l listeners, err error) {
 		}
 		l.tcp = append(l.tcp, x)
 	}
+	l.tellOverridden(cfg, log)
 	if len(l.unix) == 0 && cfg.Server.Socket != config.None {
 		x, err := listenUnix(cfg.SocketPath(), cfg.Server.SocketMode, cfg.Server.SocketGroup)
 		if err != nil {
@@ -82,6 +86,23 @@ func listen(cfg *config.Config) (l listeners, err error) {
 		}
 	}
 	return l, nil
+}
+
+// tellOverridden warns of configured addresses that inherited sockets replace.
+func (l listeners) tellOverridden(cfg *config.Config, log *zap.Logger) {
+	for _, x := range []struct {
+		key, want string
+		have      []net.Listener
+	}{
+		{"server.socket", cfg.SocketPath(), l.unix},
+		{"server.listen", cfg.Server.Listen, l.tcp},
+	} {
+		if len(x.have) == 0 || slices.ContainsFunc(x.have, func(h net.Listener) bool { return h.Addr().String() == x.want }) {
+			continue
+		}
+		log.Warn("not listening where the configuration says: systemd's socket unit decides; change it there (systemctl edit cjmd.socket)",
+			zap.String("key", x.key), zap.String("configured", x.want), zap.Stringer("listening", x.have[0].Addr()))
+	}
 }
 
 // listenUnix replaces a socket file that nobody answers on. The state

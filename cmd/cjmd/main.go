@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cjmd/cjmd/internal/isolation/reexec"
+	"github.com/cjmd/cjmd/internal/manpages"
 	"github.com/cjmd/cjmd/internal/monitors/nvidia"
 	"github.com/cjmd/cjmd/internal/simserve"
 )
@@ -59,7 +60,7 @@ func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int 
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	serve := serveCommand(env)
-	root.AddCommand(serve, simulateCommand(), configCommand(env), workerCheckCommand())
+	root.AddCommand(serve, simulateCommand(), configCommand(env), workerCheckCommand(), manpages.Command(version))
 	root.Args = cobra.NoArgs
 	root.Flags().AddFlagSet(serve.Flags())
 	root.RunE = serve.RunE

@@ -192,20 +192,28 @@ func (d *daemonParts) background(ctx context.Context) error {
 	}
 }
 
-// loopSilence is how long the scheduling loop may be silent before the process
-// counts as stuck; it completes a pass every few seconds even when idle.
-const loopSilence = 30 * time.Second
+const (
+	// loopSilence is how long the scheduling loop may be silent before the process
+	// counts as stuck; it completes a pass every few seconds even when idle.
+	loopSilence = 30 * time.Second
+	// storeSilence is the same for one commit of the job store. Disks that recover
+	// from an error by themselves have been seen to take half a minute.
+	storeSilence = time.Minute
+)
 
 // stuck says why the process should be restarted; nothing when it is healthy.
-func (d *daemonParts) stuck(context.Context) []string {
+func (d *daemonParts) stuck(context.Context) (why []string) {
 	last := d.scheduler.Heartbeat()
 	if last.IsZero() {
 		last = d.startedAt
 	}
 	if silent := time.Since(last); silent > loopSilence {
-		return []string{fmt.Sprintf("the scheduling loop has been silent for %s", silent.Round(time.Second))}
+		why = append(why, fmt.Sprintf("the scheduling loop has been silent for %s", silent.Round(time.Second)))
 	}
-	return nil
+	if writing := d.store.WritingFor(); writing > storeSilence {
+		why = append(why, fmt.Sprintf("the job store has been writing one batch for %s", writing.Round(time.Second)))
+	}
+	return why
 }
 
 // notReady says why jobs are not welcome; nothing when they are.

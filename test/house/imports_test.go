@@ -22,6 +22,7 @@ var leaves = []string{"internal/suggest"}
 var rules = []rule{
 	{"internal/resource", nil},
 	{"internal/suggest", nil},
+	{"internal/manpages", nil},
 	{"internal/events", nil},
 	{"internal/isolation/...", []string{"internal/isolation/...", "internal/events", "internal/resource"}},
 	{"internal/supervisor/...", []string{"internal/supervisor/...", "internal/isolation", "internal/events", "internal/resource", "sdk/python"}},
@@ -38,7 +39,7 @@ var rules = []rule{
 	{"internal/api/wire", []string{"api"}},
 	{"internal/api/...", []string{"api", "internal/api/...", "internal/jobs", "internal/jobs/joblog", "internal/plugins", "internal/supervisor", "internal/isolation", "internal/sched", "internal/sched/learn", "internal/events", "internal/resource"}},
 	{"internal/client", []string{"internal/api/wire"}},
-	{"cmd/cjm-ctl", []string{"internal/client", "internal/api/wire", "internal/config"}},
+	{"cmd/cjm-ctl", []string{"internal/client", "internal/api/wire", "internal/config", "internal/manpages"}},
 	{"cmd/cjmd", []string{"api", "internal/...", "sdk/python"}},
 	{"api", nil},
 	{"sdk/python", nil},

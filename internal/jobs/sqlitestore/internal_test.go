@@ -212,3 +212,23 @@ func TestWriter_LazyWritesBeyondOneBatchAreWritten(t *testing.T) {
 		require.NoError(t, err)
 	}
 }
+
+func TestWritingFor_TellsACommitThatHangs(t *testing.T) {
+	t.Parallel()
+	s, err := Open(t.Context(), Options{Dir: t.TempDir()})
+	require.NoError(t, err)
+	defer s.Close()
+	require.Zero(t, s.WritingFor(), "nothing to write")
+	inside, release := make(chan struct{}), make(chan struct{})
+	hung := s.w.enqueue(&op{size: 1, apply: func(*conn) (jobs.Written, error) {
+		close(inside)
+		<-release
+		return jobs.Written{}, nil
+	}})
+	<-inside
+	require.Positive(t, s.WritingFor())
+	close(release)
+	_, err = hung.Wait(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, s.WritingFor(), "it is over before the one who waits for it hears of it")
+}

@@ -381,6 +381,18 @@ func (s *Store) Writable() error {
 	return s.w.failing
 }
 
+// WritingFor is how long the batch that is being written has been on its way to
+// the disk; 0 between batches. A disk that is full or broken answers soon, one
+// that hangs does not: the watchdog looks at it.
+func (s *Store) WritingFor() time.Duration {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	if s.w.began.IsZero() {
+		return 0
+	}
+	return time.Since(s.w.began)
+}
+
 var codes = [...]jobs.Status{jobs.Pending, jobs.Running, jobs.Completed, jobs.Failed, jobs.Cancelled}
 
 func statusCode(s jobs.Status) int64 {

@@ -61,6 +61,7 @@ type writer struct {
 	closed   bool
 	failing  error // why the last batch could not be stored, nil when it could
 	onCommit func([]events.Event)
+	began    time.Time // of the batch that is being written; zero between batches
 
 	// Owned by run.
 	conn    *conn // nil after a failure, until the next batch
@@ -227,6 +228,9 @@ func (w *writer) closeConn() error {
 // process commits one batch and tells everyone, in this order: the writes'
 // own Applied, OnCommit, the waiters.
 func (w *writer) process(batch []*op) {
+	w.mu.Lock()
+	w.began = time.Now()
+	w.mu.Unlock()
 	evs, err := w.commit(batch)
 	if err != nil {
 		err = unavailable(err)
@@ -242,6 +246,7 @@ func (w *writer) process(batch []*op) {
 	}
 	w.mu.Lock()
 	fn := w.onCommit
+	w.began = time.Time{}
 	w.mu.Unlock()
 	if err == nil && fn != nil && len(evs) > 0 {
 		fn(evs)
