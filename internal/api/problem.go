@@ -252,7 +252,7 @@ func explainPlugins(err error) *requestError {
 		config   *plugins.ConfigError
 		manifest *plugins.ManifestError
 		unknown  *UnknownError
-		install  *plugins.NotInstalledError
+		unusable *plugins.UnusableError
 		secret   *plugins.MissingSecretError
 	)
 	switch {
@@ -273,8 +273,8 @@ func explainPlugins(err error) *requestError {
 		return &requestError{Code: codeInvalidConfig, Fields: issueFields(config.Issues), Cause: err}
 	case errors.As(err, &manifest):
 		return &requestError{Code: codePluginUnusable, Detail: manifest.Error(), Cause: err}
-	case errors.As(err, &install):
-		return &requestError{Code: codePluginUnusable, Detail: install.Error(), Next: "Install its environment.", Cause: err}
+	case errors.As(err, &unusable):
+		return &requestError{Code: codePluginUnusable, Detail: "The plugin cannot run: " + unusable.Finding.Message + ".", Next: unusable.Finding.Mend, Cause: err}
 	case errors.As(err, &secret):
 		return &requestError{Code: codePluginUnusable, Detail: secret.Error(), Next: "Set the secret.", Cause: err}
 	case errors.As(err, &unknown):

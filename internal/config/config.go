@@ -201,5 +201,8 @@ func (c *Config) ModelsDir() string { return c.Plugins.ModelsDir }
 // EnvsDir is where the installer puts the plugins' environments.
 func (c *Config) EnvsDir() string { return filepath.Join(c.StateDir, "envs") }
 
+// ManifestsDir is where the installer writes manifests.
+func (c *Config) ManifestsDir() string { return filepath.Join(c.StateDir, "manifests") }
+
 // SecretsDir holds one file of secrets per plugin.
 func (c *Config) SecretsDir() string { return filepath.Join(c.StateDir, "secrets") }

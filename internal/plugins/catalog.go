@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -23,7 +22,7 @@ import (
 // Options of a Catalog. Store, Journal and Log are needed.
 type Options struct {
 	Paths   []string // the whole search path, first wins (DefaultPaths)
-	EnvsDir string   // where the installer puts environments: <EnvsDir>/<name>/bin/python; "" for none
+	EnvsDir string   // where the installer puts environments: <EnvsDir>/<name>/bin/python, <name> often a link; "" for none
 	Store   InstanceStore
 	Journal events.Recorder
 	Log     *zap.Logger
@@ -317,9 +316,10 @@ func (c *Catalog) resolve(m Manifest) Manifest {
 		return m
 	}
 	if m.PythonPath == "" && c.o.EnvsDir != "" {
-		python := filepath.Join(c.o.EnvsDir, m.Name, "bin", "python")
-		if _, err := os.Stat(python); err == nil {
-			m.PythonPath = python
+		// Through the link: an environment that is made again while the worker
+		// runs must not change under it.
+		if env, err := filepath.EvalSymlinks(filepath.Join(c.o.EnvsDir, m.Name)); err == nil {
+			m.PythonPath = filepath.Join(env, "bin", "python")
 		}
 	}
 	if m.PythonPath == "" && m.Format == "v3" && needsNothing(m.EnvSpec) {
@@ -343,19 +343,4 @@ func needsNothing(env json.RawMessage) bool {
 	var requirements []json.RawMessage
 	reqs, ok := spec["requirements"]
 	return len(spec) == 0 || ok && len(spec) == 1 && json.Unmarshal(reqs, &requirements) == nil && len(requirements) == 0
-}
-
-// Runnable says whether what the manifest runs is there: nil, or
-// *NotInstalledError. Ask it about the manifest that Instance returned.
-func Runnable(m Manifest) error {
-	program := m.PythonPath
-	if len(m.Command) > 0 {
-		program = m.Command[0]
-	}
-	if filepath.IsAbs(program) {
-		if info, err := os.Stat(program); err == nil && !info.IsDir() {
-			return nil
-		}
-	}
-	return &NotInstalledError{Plugin: m.Name, Program: program}
 }

@@ -442,9 +442,10 @@ func TestCatalog_ResolvesTheEnvironmentWhenItIsThere(t *testing.T) {
 	b.discover()
 	_, man, err := b.c.Instance("one")
 	require.NoError(t, err)
-	var ni *NotInstalledError
-	require.ErrorAs(t, Runnable(man), &ni)
-	require.ErrorContains(t, Runnable(man), "envs/one of the state directory")
+	var unusable *UnusableError
+	require.ErrorAs(t, Runnable(man), &unusable)
+	require.Equal(t, FindingNoProgram, unusable.Finding.Code)
+	require.ErrorContains(t, Runnable(man), "it has no environment; run: cjm-ctl install-all -f "+man.Path)
 
 	python := b.write("envs/one/bin/python", "")
 	_, man, err = b.c.Instance("one") // no search needed

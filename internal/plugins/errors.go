@@ -97,15 +97,13 @@ func ValidName(s string) bool {
 	return true
 }
 
-// NotInstalledError says that what a plugin runs is not on this machine.
-type NotInstalledError struct {
+// UnusableError says that a plugin's program or environment is not there, or is
+// not what was installed.
+type UnusableError struct {
 	Plugin  string
-	Program string // "" when the manifest names none and no environment was made
+	Finding Finding
 }
 
-func (e *NotInstalledError) Error() string {
-	if e.Program != "" {
-		return fmt.Sprintf("cannot run plugin %q: %s is not there; make it, or change the manifest", e.Plugin, e.Program)
-	}
-	return fmt.Sprintf("cannot run plugin %q: it has no environment; make one with what its manifest's env asks for, as a venv in envs/%s of the state directory", e.Plugin, e.Plugin)
+func (e *UnusableError) Error() string {
+	return fmt.Sprintf("cannot run plugin %q: %s; %s", e.Plugin, e.Finding.Message, e.Finding.Mend)
 }

@@ -42,6 +42,9 @@ func readV3(f *fields, m *Manifest) {
 	readSecrets(f, m)
 	readResources(f, m).strict()
 	readBounds(f, m)
+	// Written by the installer, for itself and for Examine.
+	f.object("install")
+	f.object("drift_tracking")
 	f.strict()
 }
 
