@@ -11,6 +11,7 @@ import (
 	"github.com/cjmd/cjmd/internal/plugins"
 	"github.com/cjmd/cjmd/internal/resource"
 	"github.com/cjmd/cjmd/internal/supervisor"
+	"github.com/cjmd/cjmd/internal/supervisor/transport/cjmhttp"
 )
 
 // specs turns an instance into what the supervisor runs. It is asked at each
@@ -32,9 +33,6 @@ func (s *specs) Spec(_ context.Context, instance string, devices []string) (supe
 	}
 	if err := plugins.Runnable(man); err != nil {
 		return supervisor.Spec{}, err
-	}
-	if man.Runtime != "" && man.Runtime != "native" {
-		return supervisor.Spec{}, fmt.Errorf("cannot run %q: its manifest asks for runtime %q, this daemon has native", instance, man.Runtime)
 	}
 	secrets, err := s.secrets.Values(man.Name, man.Secrets)
 	if err != nil {
@@ -61,12 +59,12 @@ func (s *specs) Spec(_ context.Context, instance string, devices []string) (supe
 	return supervisor.Spec{
 		Instance:  instance,
 		Plugin:    man.Name,
-		Transport: "native",
+		Transport: transportOf(man),
 		Command:   workerCommand(man),
 		Dir:       dirs.Data,
-		Env:       prependPath(env, "PYTHONPATH", append([]string{s.runtime}, man.CodeDirs...)),
+		Env:       s.pythonPath(env, man),
 		Hello: supervisor.Hello{
-			Instance: instance, Plugin: man.Name, Module: man.Module, Class: man.Class,
+			Instance: instance, Plugin: man.Name, Module: man.Module, Class: man.Class, Adapters: man.Adapters,
 			Config:     inst.Config,
 			Dirs:       map[string]string{"data": dirs.Data, "models": dirs.Models, "cache": dirs.Cache},
 			Secrets:    secrets,
@@ -98,13 +96,43 @@ func (s *specs) dirs(inst plugins.Instance) plugins.EnvDirs {
 	}
 }
 
-// workerCommand is the program of a native worker: the embedded runtime under
-// the environment's interpreter, or the manifest's own command.
+// Values of runtime in a manifest.
+const (
+	runtimeHTTP = "http"
+)
+
+// transportOf is the protocol that a plugin's worker speaks.
+func transportOf(man plugins.Manifest) string {
+	if man.Runtime == runtimeHTTP {
+		return "http"
+	}
+	return "native"
+}
+
+// workerCommand is the program of a worker: the manifest's own command, the HTTP
+// worker of the environment's base library, or the embedded runtime under the
+// environment's interpreter.
 func workerCommand(man plugins.Manifest) []string {
-	if len(man.Command) > 0 {
+	switch {
+	case len(man.Command) > 0:
 		return man.Command
+	case man.Runtime == runtimeHTTP:
+		return cjmhttp.Command(man.PythonPath, man.Module, man.Class)
 	}
 	return []string{man.PythonPath, "-m", "cjmworker"}
+}
+
+// pythonPath puts the plugin's code, and before it the embedded runtime where
+// that is what runs, first.
+func (s *specs) pythonPath(env []string, man plugins.Manifest) []string {
+	dirs := man.CodeDirs
+	if transportOf(man) == "native" {
+		dirs = append([]string{s.runtime}, dirs...)
+	}
+	if len(dirs) == 0 {
+		return env
+	}
+	return prependPath(env, "PYTHONPATH", dirs)
 }
 
 func isolationWish(cfg *config.Config, man plugins.Manifest, inst plugins.Instance) supervisor.IsolationWish {

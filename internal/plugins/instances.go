@@ -89,7 +89,9 @@ func (c *Catalog) Instance(id string) (Instance, Manifest, error) {
 	if err != nil {
 		return inst, man, err
 	}
-	return inst, c.resolve(man), nil
+	man = c.resolve(man)
+	man.Adapters = adaptersFor(man, c.Adapters())
+	return inst, man, nil
 }
 
 func (c *Catalog) lookup(id string) (Instance, Manifest, error) {

@@ -240,6 +240,7 @@ func TestSchema_AgreesWithTheParser(t *testing.T) {
 		"class":          {`"C"`, `""`},
 		"command":        {`["a"]`, `["./a","b"]`, `[]`, `null`, `"a"`, `[""]`, `[1]`},
 		"python_path":    {`"/p"`, `"p"`, `""`, `null`, `1`},
+		"adapters":       {`["a.b:C"]`, `["a:B","c:D"]`, `[]`, `null`, `"a:B"`, `["a"]`, `[":B"]`, `["a:"]`, `["a:B:C"]`, `["a/b:C"]`, `["a b:C"]`, `["a\\b:C"]`, `[1]`, `[""]`, `["a\u00a0b:C"]`, `["a\tb:C"]`},
 		"path":           {`"."`, `["a","b"]`, `[]`, `""`, `[""]`, `null`, `1`},
 		"env":            {`{}`, `{"manager":"uv"}`, `null`, `[]`, `"uv"`},
 		"env_vars": {`{}`, `null`, `{"A":"b"}`, `{"A":1}`, `{"1A":"x"}`, `{"A B":"x"}`, `{"LISTEN_FDS":"1"}`, `{"WATCHDOG_USEC":"1"}`, `{"NOTIFY_SOCKETS":"1"}`, `{"CJM_WORKER_FD":"3"}`,

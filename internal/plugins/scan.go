@@ -101,7 +101,7 @@ func readManifest(path string) (Plugin, error) {
 		p.Name = m.Name
 	}
 	p.Manifest = m
-	if err != nil {
+	if err != nil && !errors.Is(err, errAdapter) {
 		p.Manifest = nil
 	}
 	return p, err

@@ -27,6 +27,9 @@ type Manifest struct {
 	Module     string
 	Class      string
 	Command    []string // native programs that are no Python, and exec
+	// Adapters are "module:Class" of the task adapters that a worker binds to its
+	// plugin. Catalog.Instance adds installed ones that fit.
+	Adapters []string
 
 	// CodeDirs are absolute directories with the plugin's code (v3 "path"), for PYTHONPATH.
 	CodeDirs []string
