@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"unicode"
 )
 
 // adapterManifest is a file with "unit": "adapter": a class that gives plugins
@@ -94,11 +93,9 @@ func readAdapters(f *fields) []string {
 	list := f.texts("adapters")
 	for i, spec := range list {
 		module, class, ok := strings.Cut(spec, ":")
-		if !ok || module == "" || class == "" || strings.Contains(class, ":") || strings.ContainsFunc(spec, noIdentifier) {
+		if !ok || module == "" || class == "" || strings.Contains(class, ":") || strings.ContainsAny(spec, " \t\r\n/\\") {
 			f.fail(fmt.Sprintf("adapters[%d]", i), "is %q; it must be module:Class", spec)
 		}
 	}
 	return list
 }
-
-func noIdentifier(r rune) bool { return unicode.IsSpace(r) || r == '/' || r == '\\' }
