@@ -48,7 +48,7 @@ func (s *Supervisor) Execute(ctx context.Context, instance string, call Call, si
 	if c.killed {
 		return res, &CallError{
 			Category: "cancelled", Cancelled: true,
-			Message: fmt.Sprintf("did not stop when asked; its worker was killed after %v", call.CancelGrace+call.InterruptGrace),
+			Message: fmt.Sprintf("did not stop when asked; its worker was killed after %v", c.waited.Round(time.Millisecond)),
 		}
 	}
 	return res, err
@@ -111,13 +111,15 @@ type running struct {
 	call   Call
 	sink   Sink
 	over   chan struct{} // closed when the call has returned
-	phases chan struct{} // closed when cancel has returned; killed is set then
+	phases chan struct{} // closed when cancel has returned; the next two are set then
 	killed bool
+	waited time.Duration // from the cancel to the kill
 }
 
 // cancel runs the phases until the call is over.
 func (c *running) cancel() {
 	defer close(c.phases)
+	begun := time.Now()
 	for _, phase := range []struct {
 		mode  CancelMode
 		grace time.Duration
@@ -131,7 +133,7 @@ func (c *running) cancel() {
 		}
 	}
 	c.sink.CancelPhase(CancelKill)
-	c.killed = true
+	c.killed, c.waited = true, time.Since(begun)
 	c.w.post(func() {
 		if !c.isOver() { // at the last moment: the worker lives
 			c.w.endOf(c.p, ending{cause: "call " + c.call.ID + " ignored its cancel", byUs: true})
@@ -151,7 +153,7 @@ func (c *running) isOver() bool {
 
 // ask sends one phase and reports whether the call ended within the grace,
 // which counts from the sending: a worker that does not even read is not given
-// more time.
+// more time. A worker that cannot be told in this way is given none.
 func (c *running) ask(mode CancelMode, grace time.Duration) bool {
 	t := time.NewTimer(grace)
 	defer t.Stop()
@@ -159,6 +161,9 @@ func (c *running) ask(mode CancelMode, grace time.Duration) bool {
 	defer cancel()
 	if err := c.p.conn.Cancel(ctx, c.call.ID, mode); err != nil && ctx.Err() == nil {
 		c.p.log.note("cannot tell call %s about its cancel (%s): %v", c.call.ID, mode, err)
+		if errors.Is(err, ErrNotSupported) {
+			return c.isOver()
+		}
 	}
 	select {
 	case <-c.over:

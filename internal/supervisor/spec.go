@@ -16,7 +16,7 @@ import (
 type Spec struct {
 	Instance  string
 	Plugin    string
-	Transport string   // "native" in v1
+	Transport string   // name of one of Options.Transports
 	Command   []string // absolute program and arguments
 	Dir       string   // working directory
 	Env       []string // complete environment: KEY=value

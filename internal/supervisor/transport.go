@@ -8,7 +8,8 @@ import (
 )
 
 // Transport speaks one protocol with a worker process. An implementation is
-// chosen per instance (native rpc; cjmhttp and exec join later).
+// chosen per instance: transport/rpc for workers that speak ours, transport/cjmhttp
+// for those that keep their own HTTP server.
 type Transport interface {
 	Name() string
 	// Prepare makes the channel before the process exists: the files to inherit
@@ -40,13 +41,16 @@ type Conn interface {
 	// returns. Cancelling ctx does NOT interrupt the worker (that is what Cancel is
 	// for); it abandons the wait. Errors: *CallError (the plugin's), *ConnLostError.
 	Execute(ctx context.Context, call Call, sink Sink) (Result, error)
-	// Cancel asks the worker to stop one call, in the given mode.
+	// Cancel asks the worker to stop one call, in the given mode. ErrNotSupported:
+	// it cannot be told in this way, so the next phase follows at once.
 	Cancel(ctx context.Context, job string, mode CancelMode) error
 	// Request is any control call (configure, schema, config, options, stats,
 	// system_status, processes, prefetch, release, enable, disable, ping):
 	// params and answer are JSON. ErrNotSupported when the plugin lacks it.
 	Request(ctx context.Context, method string, params json.RawMessage) (json.RawMessage, error)
-	// Shutdown asks the worker to end by itself; it does not wait for that.
+	// Shutdown asks the worker to end by itself; it does not wait for that. After an
+	// error, which is also what a worker gets that ends by a signal alone, SIGTERM
+	// follows at once.
 	Shutdown(ctx context.Context) error
 	// Done is closed when the connection has ended; Err then says why. An error that
 	// has a method PeerAtFault() bool answering true means that the worker broke the
