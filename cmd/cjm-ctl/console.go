@@ -62,7 +62,7 @@ func (c console) paintWord(word, shown string) string {
 		return c.paint(red, shown)
 	case "running", "busy", "executing":
 		return c.paint(cyan, shown)
-	case "loading", "starting", "initializing", "reserving", "draining", "stopping", "killing", "cancelling", "backoff", "unresponsive", "paused", "stale", "held", "blocked", "warning":
+	case "loading", "starting", "initializing", "reserving", "draining", "stopping", "killing", "cancelling", "backoff", "unresponsive", "paused", "stale", "held", "blocked", "warning", "degraded":
 		return c.paint(yellow, shown)
 	case "cancelled", "stopped", "disabled", "idle", "debug":
 		return c.paint(dim, shown)

@@ -88,14 +88,14 @@ func (a *app) showStatus(ctx context.Context, c *client.API) error {
 }
 
 func statusFacts(ready wire.Health, v wire.Version, q wire.Queue, s wire.System) []fact {
-	state := "ok"
-	if ready.Status != wire.HealthStatusOk {
-		state = "failing"
+	why := "not ready"
+	if ready.Status == wire.HealthStatusDegraded {
+		why = "degraded"
 	}
 	t := q.Totals
 	facts := []fact{
-		{"daemon", state},
-		{"not ready", strings.Join(ready.Reasons, "; ")},
+		{"daemon", string(ready.Status)},
+		{why, strings.Join(ready.Reasons, "; ")},
 		{"version", strings.TrimSpace(v.Version + " " + v.Commit)},
 		{"queue", controlsText(q.Controls)},
 		{"jobs", fmt.Sprintf("%d running, %d pending; %d completed, %d failed, %d cancelled", t.Running, t.Pending, t.Completed, t.Failed, t.Cancelled)},

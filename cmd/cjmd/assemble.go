@@ -350,6 +350,7 @@ func (d *daemonParts) openAPI(gatherer prometheus.Gatherer) error {
 		Gatherer:    gatherer,
 		BaseURL:     d.baseURL,
 		Ready:       d.notReady,
+		Degraded:    d.scheduler.Shut,
 		Live:        d.stuck,
 		Version:     api.VersionInfo{Version: version, Commit: commit, BuiltAt: date},
 		StreamsDone: streams,

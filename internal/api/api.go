@@ -41,6 +41,9 @@ type Options struct {
 	BaseURL func() string
 	// Ready says why the daemon may not take jobs; nil means that it always may.
 	Ready func(context.Context) []string
+	// Degraded says which plugins start nothing although the daemon takes jobs; nil
+	// means none. Anybody may read it.
+	Degraded func() []string
 	// Live says why the process should be restarted; nil means never.
 	Live    func(context.Context) []string
 	Version VersionInfo
@@ -131,6 +134,9 @@ func withDefaults(o Options) Options {
 	none := func(context.Context) []string { return nil }
 	if o.Ready == nil {
 		o.Ready = none
+	}
+	if o.Degraded == nil {
+		o.Degraded = func() []string { return nil }
 	}
 	if o.Live == nil {
 		o.Live = none

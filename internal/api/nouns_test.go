@@ -155,6 +155,14 @@ func TestOperations_HealthSaysWhyAndMetricsAreServed(t *testing.T) {
 	require.Contains(t, string(r.body), "demo_total 0")
 }
 
+func TestOperations_AShutPluginDegradesReadiness(t *testing.T) {
+	t.Parallel()
+	f := setup(t, func(o *Options) { o.Degraded = func() []string { return []string{"plugin x is shut: it crashed"} } })
+	r := f.do("GET", "/readyz", nil)
+	require.Equal(t, 200, r.StatusCode)
+	require.JSONEq(t, `{"status":"degraded","reasons":["plugin x is shut: it crashed"]}`, string(r.body))
+}
+
 // brokenJobs panics and fails.
 type brokenJobs struct{ Jobs }
 

@@ -212,6 +212,9 @@ func (s *server) Readyz(ctx context.Context, _ wire.ReadyzRequestObject) (wire.R
 	if why := s.o.Ready(ctx); len(why) > 0 {
 		return wire.Readyz503JSONResponse{Status: wire.HealthStatusFailing, Reasons: why}, nil
 	}
+	if shut := s.o.Degraded(); len(shut) > 0 {
+		return wire.Readyz200JSONResponse{HealthJSONResponse: wire.HealthJSONResponse{Status: wire.HealthStatusDegraded, Reasons: shut}}, nil
+	}
 	return wire.Readyz200JSONResponse{HealthJSONResponse: wire.HealthJSONResponse{Status: wire.HealthStatusOk}}, nil
 }
 

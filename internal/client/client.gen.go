@@ -123,6 +123,9 @@ type ClientInterface interface {
 
 	// Readyz May it take jobs, and if not why
 	//
+	// `degraded` is an answer of 200: the daemon takes jobs, but those of the plugins that `reasons` names wait (`worker_failed`)
+	// until somebody has looked and loads or reloads them.
+	//
 	// Corresponds with GET /readyz (the `Readyz` operationId).
 	Readyz(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
@@ -761,6 +764,9 @@ func (c *Client) Openapi(ctx context.Context, reqEditors ...RequestEditorFn) (*h
 }
 
 // Readyz May it take jobs, and if not why
+//
+// `degraded` is an answer of 200: the daemon takes jobs, but those of the plugins that `reasons` names wait (`worker_failed`)
+// until somebody has looked and loads or reloads them.
 //
 // Corresponds with GET /readyz (the `Readyz` operationId).
 func (c *Client) Readyz(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -5289,6 +5295,9 @@ type ClientWithResponsesInterface interface {
 	OpenapiWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*OpenapiResponse, error)
 
 	// ReadyzWithResponse May it take jobs, and if not why
+	//
+	// `degraded` is an answer of 200: the daemon takes jobs, but those of the plugins that `reasons` names wait (`worker_failed`)
+	// until somebody has looked and loads or reloads them.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -9860,6 +9869,9 @@ func (c *ClientWithResponses) OpenapiWithResponse(ctx context.Context, reqEditor
 }
 
 // ReadyzWithResponse May it take jobs, and if not why
+//
+// `degraded` is an answer of 200: the daemon takes jobs, but those of the plugins that `reasons` names wait (`worker_failed`)
+// until somebody has looked and loads or reloads them.
 //
 // Returns a wrapper object for the known response body format(s).
 //

@@ -183,8 +183,11 @@ func (l *loop) observe(now time.Time, in *inst, st supervisor.Status) {
 	if st.State == supervisor.FailedState || st.State == supervisor.Unkillable {
 		in.gaveUp = orElse(st.LastError, "the worker of "+in.name+" gave up")
 	}
-	if in.gaveUp != "" && gaveUp == "" {
+	switch {
+	case in.gaveUp != "" && gaveUp == "":
 		l.tellInstanceQuarantined(in, in.gaveUp)
+	case in.gaveUp == "" && gaveUp != "":
+		l.publishShut()
 	}
 	switch st.State {
 	case supervisor.Stopped, supervisor.Backoff, supervisor.FailedState:

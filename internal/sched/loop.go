@@ -215,6 +215,7 @@ func (l *loop) pass() time.Duration {
 	l.tellShadow(now)
 	l.saveProfiles(now, false)
 	l.sampleRate(now)
+	l.publishShut()
 	l.passes++
 	l.took = time.Since(begin)
 	l.s.metrics.pass.Observe(l.took.Seconds())

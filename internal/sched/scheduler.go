@@ -86,6 +86,7 @@ type Scheduler struct {
 	started chan struct{} // closed when Run has begun
 	policy  atomic.Pointer[Policy]
 	book    atomic.Pointer[book] // who held what when the devices were last read
+	shut    atomic.Pointer[[]string]
 
 	configuring sync.Map // instance → chan struct{} of capacity 1: one Configure at a time
 }

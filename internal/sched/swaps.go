@@ -68,8 +68,3 @@ func (l *loop) tellThrash(now time.Time, pairs []Thrash) {
 		l.s.emit(events.Draft{Kind: events.SchedulerThrashing, Data: map[string]any{"device": t.Device, "a": t.A, "b": t.B}})
 	}
 }
-
-// tellInstanceQuarantined tells that an instance is shut until a person looks.
-func (l *loop) tellInstanceQuarantined(in *inst, why string) {
-	l.s.emit(events.Draft{Kind: events.SchedulerQuarantined, Instance: in.name, Data: map[string]any{"reason": why}})
-}

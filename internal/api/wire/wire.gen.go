@@ -38,13 +38,16 @@ func (e BatchItemOnDependencyFailure) Valid() bool {
 
 // Defines values for HealthStatus.
 const (
-	HealthStatusFailing HealthStatus = "failing"
-	HealthStatusOk      HealthStatus = "ok"
+	HealthStatusDegraded HealthStatus = "degraded"
+	HealthStatusFailing  HealthStatus = "failing"
+	HealthStatusOk       HealthStatus = "ok"
 )
 
 // Valid indicates whether the value is a known member of the HealthStatus enum.
 func (e HealthStatus) Valid() bool {
 	switch e {
+	case HealthStatusDegraded:
+		return true
 	case HealthStatusFailing:
 		return true
 	case HealthStatusOk:
