@@ -95,6 +95,9 @@ type GroupView struct {
 	RunTimeP90         time.Duration
 	CanRelease         bool // its plugin offers release(), and was not asked since it last ran
 	Measuring          bool // its run has a device to itself
+	// Lingering: a run of its has ended that the readings may still have in them, so
+	// what its worker seems to hold may be on its way back.
+	Lingering bool
 	// LastPriority is that of the job its worker ran last: whom it is kept for.
 	LastPriority int
 	// Streak counts the starts in a row that carried Start.Affinity.

@@ -76,6 +76,28 @@ func (l *loop) heldBy(in *inst) []resource.DeviceID {
 	return out
 }
 
+// claimDead takes what a monitor that lags still lists of ended workers off the
+// strangers' memory: another's would look as if it had given back that much more.
+func (l *loop) claimDead() {
+	for _, s := range l.settles {
+		if p := l.pools[s.device]; p != nil {
+			p.foreign -= l.listedBytes(s)
+		}
+	}
+}
+
+// listedBytes is what the reading lists of an ended worker's processes.
+func (l *loop) listedBytes(s *settle) (n resource.Bytes) {
+	for _, pid := range s.pids {
+		for _, pr := range l.byPID[pid] {
+			if pr.Device == s.device {
+				n += pr.Memory
+			}
+		}
+	}
+	return n
+}
+
 // settleAll looks with a new reading which memory is back.
 func (l *loop) settleAll(now time.Time) {
 	if len(l.settles) == 0 || !l.fresh {
@@ -129,16 +151,8 @@ func (l *loop) listedOn(pid int, dev resource.DeviceID) bool {
 func (l *loop) settledByDelta(now time.Time, s *settle, p *pool, listed bool) bool {
 	others := p.known + l.leftOn(s.device) - s.left
 	if listed {
-		n := resource.Bytes(0)
-		for _, pid := range s.pids {
-			for _, pr := range l.byPID[pid] {
-				if pr.Device == s.device {
-					n += pr.Memory
-				}
-			}
-		}
-		if n >= s.ref.bytes {
-			s.ref = reference{free: p.dev.Free, others: others, foreign: p.foreign - n, bytes: n}
+		if n := l.listedBytes(s); n >= s.ref.bytes {
+			s.ref = reference{free: p.dev.Free, others: others, foreign: p.foreign, bytes: n}
 			s.left = n
 		}
 	} else {

@@ -118,6 +118,7 @@ func (l *loop) describeNeeds(now time.Time, in *inst, g *GroupView) {
 	}
 	g.LastPriority = in.lastPriority
 	g.CanRelease = in.canAsk && !in.asked
+	g.Lingering = in.live && in.lingering()
 	g.Measuring, g.Streak = in.measuring != nil || in.measureLoad, in.streak
 }
 

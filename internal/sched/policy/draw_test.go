@@ -179,6 +179,9 @@ func drawWorker(t *rapid.T, b *box, g *sched.GroupView, on []int) {
 			b.v.Devices[i].Exclusive = name
 		}
 	}
+	if odds(t, 3, "lingering") {
+		drawLingering(b, g, on)
+	}
 	if odds(t, 4, "swollen") && len(on) > 0 { // uses more than it claims
 		for i := range b.v.Claims {
 			if c := &b.v.Claims[i]; c.Owner == name && c.Device == dev(on[0]) {
@@ -192,6 +195,16 @@ func drawWorker(t *rapid.T, b *box, g *sched.GroupView, on []int) {
 				c.Measured = total + more
 				b.take(c.Device, more)
 			}
+		}
+	}
+}
+
+// drawLingering has a run of the worker end just now.
+func drawLingering(b *box, g *sched.GroupView, on []int) {
+	g.Lingering = g.Need.GPU && !g.Loading
+	for _, i := range on {
+		if n := g.Need.ExecuteVRAM; n > 0 && g.Lingering {
+			b.claim(sched.Claim{Owner: g.Instance, Kind: sched.KindExecute, Instance: g.Instance, Device: dev(i), Bytes: n, Phase: sched.PhaseReserved})
 		}
 	}
 }

@@ -289,6 +289,7 @@ func (m *model) could(g *sched.GroupView, pool resource.DeviceID, at time.Time) 
 			continue
 		}
 		if m.stays(o) || m.busyAt(o, at) {
+			n += m.lingers(o, pool)
 			continue
 		}
 		n += m.account(o.Instance, pool) + m.held[place{o.Instance, pool}]
@@ -306,6 +307,16 @@ func (m *model) could(g *sched.GroupView, pool resource.DeviceID, at time.Time) 
 		}
 	}
 	return n
+}
+
+// lingers is what ended runs of g are about to bring back to a pool, unless
+// another one began.
+func (m *model) lingers(g *sched.GroupView, pool resource.DeviceID) resource.Bytes {
+	if !g.Lingering || g.CanRelease || len(g.WaitingFor) > 0 || m.started[g.Instance] || pool == resource.HostDevice {
+		return 0
+	}
+	k := place{g.Instance, pool}
+	return max(m.used[k]-m.base[k], 0) + m.held[k]
 }
 
 // stays reports whether a worker never makes way.

@@ -68,6 +68,7 @@ type account struct {
 	base     resource.Bytes // claimed by the worker and its jobs
 	measured resource.Bytes // seen in use
 	held     resource.Bytes // kept for it until its victims are gone
+	lingers  resource.Bytes // of an ended run, on its way back unless the worker runs again
 }
 
 func (a *account) size() resource.Bytes { return max(a.base, a.measured) }
@@ -110,6 +111,7 @@ func newPass(o *ReserveOptions, v sched.View) *pass {
 		}
 	}
 	w.addClaims()
+	w.addLingering()
 	w.addRuns()
 	for i := range v.Groups {
 		if v.Groups[i].Stopping != "" && v.Groups[i].Resident && w.guests[i].busy == 0 {
@@ -165,6 +167,29 @@ func (w *pass) addClaims() {
 		if p != host && w.guests[g].here && !slices.Contains(w.guests[g].on, p) && len(w.view.Groups[g].Devices) == 0 {
 			w.guests[g].on = append(w.guests[g].on, p)
 		}
+	}
+}
+
+// addLingering notes what ended runs are about to bring back. A worker that
+// caches keeps it.
+func (w *pass) addLingering() {
+	for i := range w.view.Groups {
+		g := &w.view.Groups[i]
+		if !g.Lingering || g.CanRelease || !w.guests[i].here || len(g.WaitingFor) > 0 {
+			continue
+		}
+		for p := host + 1; p < len(w.pools); p++ {
+			a := w.account(i, p)
+			a.lingers = a.size() - a.base + a.held
+		}
+	}
+}
+
+// dropLingering stops counting on what a group's ended runs left: it runs again,
+// or gives all that it has.
+func (w *pass) dropLingering(group int) {
+	for p := range w.pools {
+		w.account(group, p).lingers = 0
 	}
 }
 
@@ -242,6 +267,7 @@ func (w *pass) give(p int, n resource.Bytes) {
 
 // leaves notes that group i's worker is on its way out.
 func (w *pass) leaves(i int) {
+	w.dropLingering(i)
 	for p := range w.pools {
 		w.pools[p].coming += w.yield(i, p)
 	}
@@ -255,6 +281,20 @@ func (w *pass) comes(p int, n resource.Bytes) {
 			w.pools[q].coming += n
 		}
 	}
+}
+
+// back is what of a pool is on its way back, for a group that waits: also what
+// ended runs of others left, unless those run again.
+func (w *pass) back(group, p int) resource.Bytes {
+	n := w.pools[p].coming
+	for i := range w.guests {
+		for q := range w.pools {
+			if i != group && (q == p || (w.pools[p].shared && w.pools[q].shared)) {
+				n += w.account(i, q).lingers
+			}
+		}
+	}
+	return n
 }
 
 // avail is what a group may use of a pool: what is free and what is held for it.
@@ -324,6 +364,7 @@ func (w *pass) dropHolds(group int) {
 
 // occupy books a start.
 func (w *pass) occupy(a *ask) {
+	w.dropLingering(a.group)
 	w.dropHolds(a.group)
 	w.book(a, host, a.ram())
 	for _, p := range a.on {

@@ -276,7 +276,7 @@ func sufficient(m *model, plan sched.Plan, asker string, set []string) bool {
 	}
 	for _, name := range set {
 		for pool := range m.free {
-			free[pool] += m.account(name, pool)
+			free[pool] += m.account(name, pool) + m.held[place{name, pool}]
 		}
 	}
 	earlier := true
@@ -296,7 +296,7 @@ func sufficient(m *model, plan sched.Plan, asker string, set []string) bool {
 	for _, g := range m.v.Groups { // and what is being stopped anyway
 		if g.Resident && g.Stopping != "" && !m.working(g.Instance) {
 			for pool := range m.free {
-				free[pool] += m.account(g.Instance, pool)
+				free[pool] += m.account(g.Instance, pool) + m.held[place{g.Instance, pool}]
 			}
 		}
 	}

@@ -173,8 +173,8 @@ func (w *pass) shortage(a *ask, b *jobs.Block) string {
 	if a.want > 1 && len(b.Needs) > 0 {
 		s.WriteString("; " + strconv.Itoa(a.want) + " devices must have room at once")
 	}
-	if slices.ContainsFunc(w.shortOf(a), func(p int) bool { return w.pools[p].coming > 0 }) {
-		s.WriteString("; what workers that are being stopped hold is not back yet")
+	if slices.ContainsFunc(w.shortOf(a), func(p int) bool { return w.back(a.group, p) > 0 }) {
+		s.WriteString("; what has been stopped has not given all of its memory back yet")
 		return s.String()
 	}
 	s.WriteString("; no idle workers that may be stopped now would make enough room")

@@ -158,6 +158,10 @@ func TestReserve_Eviction(t *testing.T) {
 		{"host memory is made room for, too", newBox(24).put("a", 1, hostNeed(40, 0)).put("v", 0, need(2, 0), hostNeed(30, 0)).loaded("v", 0), "evict v for a, block a resource"},
 		{"a worker moves when its device became too small", newBox(8, 24).put("a", 1, need(6, 6)).loaded("a", 0), "evict a for a, block a resource"},
 		{"a worker starts over when its caches leave no room for its next job", cached(), "evict a for a, block a resource"},
+		{"but not before a reading proves that it keeps them", set(cached(), "a", func(g *sched.GroupView) { g.Lingering = true }), "block a resource"},
+		{"a worker does not start over because others take its room", cached().foreign(0, 9), "block a resource"},
+		{"nobody goes for what an ended run is about to bring back", ended(), "block a resource"},
+		{"but where its worker keeps it", set(ended(), "r", func(g *sched.GroupView) { g.CanRelease = true }), "evict v for a, block a resource"},
 		{"a load asked for by name makes room, too", newBox(24).put("a", 0, need(14, 2), change(func(g *sched.GroupView) { g.LoadWanted = true })).put("v", 0, need(14, 2)).loaded("v", 0), "evict v for a, block a resource"},
 	})
 }
@@ -178,6 +182,16 @@ func TestReserve_SwapBudget(t *testing.T) {
 		t.Errorf("block %+v, wake at %v", b, p.WakeAt)
 	}
 }
+
+// ended is a job of "a" that fits as soon as the 8 GB of a run of "r" are back,
+// beside an idle "v" that could be stopped.
+func ended() *box {
+	b := newBox(24).put("a", 1, need(8, 2)).put("v", 0, need(4, 0)).loaded("v", 0).put("r", 0, need(4, 8), change(pinned)).loaded("r", 0)
+	b.group("r").Lingering = true
+	return b.claim(sched.Claim{Owner: "r", Kind: sched.KindExecute, Instance: "r", Device: dev(0), Bytes: 8 * gib, Phase: sched.PhaseReserved})
+}
+
+func pinned(g *sched.GroupView) { g.Pinned = true }
 
 // cached is a worker that keeps 20 GB after its runs, which take 6 on top of 10.
 func cached() *box {

@@ -31,7 +31,8 @@ type forecast struct {
 	at       time.Time // zero: some of it has no predicted end
 	overdue  bool      // at has passed: predictions were too short
 	spare    []resource.Bytes
-	relied   []int // groups whose workers are to be gone by then
+	relied   []int       // groups whose workers are to be gone by then
+	turns    []time.Time // beside relied: when each may go
 	// notBefore is when the last of them may go at the earliest: until then
 	// nothing that ends in time is in the way, not even while the device drains.
 	notBefore time.Time
@@ -124,13 +125,13 @@ func (w *pass) foresee(a *ask) forecast {
 func (w *pass) foreseeOn(a *ask, on []int) forecast {
 	f := forecast{on: on, spare: make([]resource.Bytes, len(on)+1), possible: w.possible(a, on)}
 	for k, p := range on {
-		f.spare[k] = w.avail(a.group, p) + w.pools[p].coming - w.takes(a, p, on)
+		f.spare[k] = w.avail(a.group, p) + w.back(a.group, p) - w.takes(a, p, on)
 		if a.measure {
 			f.spare[k] = min(f.spare[k], 0)
 		}
 	}
 	h := len(on)
-	f.spare[h] = w.avail(a.group, host) + w.pools[host].coming - w.takes(a, host, on)
+	f.spare[h] = w.avail(a.group, host) + w.back(a.group, host) - w.takes(a, host, on)
 	f.hostShort = f.spare[h] < 0
 	w.listEvents(a, &f)
 	f.reachable = true
@@ -144,7 +145,7 @@ func (w *pass) foreseeOn(a *ask, on []int) forecast {
 		}
 		f.spare[h] += w.returns(e, host)
 		if e.worker {
-			f.relied = append(f.relied, e.group)
+			f.relied, f.turns = append(f.relied, e.group), append(f.turns, e.from)
 			f.notBefore = later(f.notBefore, e.from)
 		}
 		f.at = e.at
@@ -201,6 +202,11 @@ func (w *pass) stays(a *ask, on []int) bool {
 func (w *pass) returns(e *event, p int) resource.Bytes {
 	if e.worker {
 		n := w.yield(e.group, p)
+		for q := range w.pools { // what ended runs left has come back before
+			if q == p || (w.pools[p].shared && w.pools[q].shared) {
+				n -= w.account(e.group, q).lingers
+			}
+		}
 		for i := range w.works { // what its runs took came back when they ended
 			if w.works[i].group == e.group {
 				n -= w.ofRun(&w.works[i], p)
@@ -297,6 +303,9 @@ func (w *pass) leaving(i int, from time.Time) event {
 	if e.at.IsZero() {
 		e.at = w.view.Now
 	}
+	if from.After(w.view.Now) && len(g.Ready) > 0 { // its turn: one more run may begin until then
+		e.at = later(e.at, from.Add(g.RunTimeP90))
+	}
 	return e
 }
 
@@ -350,9 +359,14 @@ func (s *shadow) binds(a *ask, p int) bool {
 }
 
 // hasTurn reports whether a runs on a loaded worker that may not be stopped for
-// the shadow yet, and nobody can say for how long it runs: it may.
+// the shadow yet: nobody gains by its standing idle until then. While the device
+// drains it has to be known to end in time.
 func (w *pass) hasTurn(s *shadow, a *ask) bool {
-	return a.here && !a.late && !s.draining && w.ends(a).IsZero() && w.view.Now.Before(s.notBefore) && slices.Contains(s.relied, a.group)
+	if !a.here || a.late || (s.draining && !w.inTime(s, a)) {
+		return false
+	}
+	k := slices.Index(s.relied, a.group)
+	return k >= 0 && w.view.Now.Before(s.turns[k])
 }
 
 // inTime reports whether a is predicted to be over when the shadow needs room.
@@ -377,7 +391,8 @@ func (w *pass) outlasts(s *shadow, a *ask, p int, inTime bool) resource.Bytes {
 	if s.ask.measure && p != host && (!inTime || rest.resVRAM > 0) {
 		n = max(n, 1) // it wants the device alone
 	}
-	return max(n-w.account(a.group, p).held, 0) // what is held for it was given away before
+	acc := w.account(a.group, p)
+	return max(n-max(acc.held-acc.lingers, 0), 0) // what is held for it was given away before
 }
 
 // onOf is where a would sit as far as pool p is concerned.

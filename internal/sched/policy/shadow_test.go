@@ -39,6 +39,51 @@ func TestReserve_Backfill(t *testing.T) {
 	})
 }
 
+// turned is a card full of a worker loaded 20 s ago with jobs of 40 s, and an
+// older job of another that may take its place in a minute.
+func turned() *box {
+	b := newBox(24).put("b", 1, need(14, 0), waiting(time.Second)).put("a", 1, need(14, 0), times(10*time.Second, 30*time.Second, 40*time.Second)).loaded("a", 0)
+	b.group("a").ResidentSince = now.Add(-20 * time.Second)
+	b.group("b").LoadTime = 10 * time.Second
+	return b
+}
+
+func TestReserve_ATurnIsUsedToItsEnd(t *testing.T) {
+	late := turned()
+	late.group("a").RunTimeP90 = 70 * time.Second
+	check(t, []decision{
+		{"a job that is over within the turn", turned(), "start a0, block b resource"},
+		{"a job that begins in the turn and ends after it", late, "start a0, block b resource"},
+		{"while the device drains, too", func() *box {
+			b := turned()
+			b.group("b").WaitSince = now.Add(-11 * time.Minute)
+			return b
+		}(), "start a0, block b resource"},
+		{"unless nobody knows for how long", func() *box {
+			b := turned()
+			b.group("b").WaitSince, b.group("a").RunTimeP90 = now.Add(-11*time.Minute), 0
+			return b
+		}(), "block b resource, block a resource"},
+		{"not on a worker that may go already", func() *box {
+			b := turned()
+			b.group("a").ResidentSince = now.Add(-time.Hour)
+			b.group("b").WaitSince = now.Add(-2 * time.Minute)
+			return b
+		}(), "evict a for b, block b resource, block a no_slot"},
+	})
+	if _, p := decide(late); !p.Shadow.At.Equal(now.Add(time.Minute + 70*time.Second)) {
+		t.Errorf("the reservation counts on %v, when the turn is over and one run more", p.Shadow.At.Sub(now))
+	}
+}
+
+func TestReserve_WhatAnEndedRunLeftIsKeptForTheFirst(t *testing.T) {
+	// 4 GB free, 8 coming: "a" (10) waits for the reading, and r's next run of 8 waits behind it.
+	b := newBox(24).put("a", 1, need(8, 2), waiting(time.Second)).put("r", 1, need(4, 8), change(pinned)).loaded("r", 0).foreign(0, 8)
+	b.group("r").Lingering = true
+	b.claim(sched.Claim{Owner: "r", Kind: sched.KindExecute, Instance: "r", Device: dev(0), Bytes: 8 * gib, Phase: sched.PhaseReserved})
+	check(t, []decision{{"its worker's next job does not take it back", b, "block a resource, block r resource"}})
+}
+
 // drained is crowded with the big job waiting for so long.
 func drained(d time.Duration) *box {
 	b := crowded()

@@ -69,7 +69,7 @@ func (w *pass) makeRoom(a *ask) bool {
 // others together could not make room. Loaded anew it fits.
 func (w *pass) move(a *ask) bool {
 	gu := &w.guests[a.group]
-	if a.want == 0 || len(gu.on) == 0 || gu.busy > 0 || gu.started || a.g.Loading || a.g.LoadWanted || a.g.IdleSince.IsZero() || w.furniture(a.group) {
+	if a.want == 0 || len(gu.on) == 0 || gu.busy > 0 || gu.started || a.g.Loading || a.g.LoadWanted || a.g.IdleSince.IsZero() || a.g.Lingering || w.furniture(a.group) {
 		return false
 	}
 	for _, p := range gu.on {
@@ -95,8 +95,7 @@ func (w *pass) move(a *ask) bool {
 // worker holds there, even if all others were gone, but would on a fresh one.
 func (w *pass) swollen(a *ask, p int) bool {
 	left := w.forOurs(a, p)
-	fresh := w.whole(a, p) <= left || a.need.Source == sched.SourceMeasured // what is measured on it ends with it
-	return fresh && w.takes(a, p, w.guests[a.group].on)+w.yield(a.group, p) > left
+	return w.whole(a, p) <= left && w.takes(a, p, w.guests[a.group].on)+w.yield(a.group, p) > left
 }
 
 // forOurs is what device p has for a when all our other workers are gone that
@@ -222,6 +221,9 @@ func (s *search) on(on []int) (eviction, bool) {
 		s.gaps = append(s.gaps, w.missing(a, p, on)-w.pools[p].coming)
 	}
 	out := eviction{on: slices.Clone(on)}
+	if !a.measure && s.comesBack(on) {
+		return out, true
+	}
 	if a.measure {
 		for _, p := range on {
 			if !s.clear(p, &out) {
@@ -285,6 +287,17 @@ func (s *search) stoppable(i int) (float64, bool) {
 		return 0, false
 	}
 	return w.cost(i), true
+}
+
+// comesBack reports whether what is on its way back is enough, with what ended
+// runs left; a reading will tell.
+func (s *search) comesBack(on []int) bool {
+	for _, p := range s.pools {
+		if s.w.missing(s.a, p, on) > s.w.back(s.a.group, p) {
+			return false
+		}
+	}
+	return true
 }
 
 func (s *search) enough() bool {
