@@ -248,7 +248,8 @@ func (q *Queue) setHeld(ctx context.Context, id ID, held bool, action string, ki
 	return q.Get(ctx, id)
 }
 
-// Retry submits a final job again as a new one.
+// Retry submits a final job again as a new one, with the files that had been
+// uploaded for it.
 func (q *Queue) Retry(ctx context.Context, id ID, submitter string) (Job, error) {
 	j, err := q.Get(ctx, id)
 	if err != nil {
@@ -258,7 +259,14 @@ func (q *Queue) Retry(ctx context.Context, id ID, submitter string) (Job, error)
 		return Job{}, &StateConflictError{ID: id, Status: j.Status, Action: "retry"}
 	}
 	j.Spec.Held = false
-	out, err := q.Submit(ctx, []Submission{{Spec: j.Spec, Submitter: submitter, RetryOf: id}})
+	sub := Submission{Spec: j.Spec, Submitter: submitter, RetryOf: id}
+	if sub.Stage, err = q.stageAgain(j); err != nil {
+		return Job{}, err
+	}
+	out, err := q.Submit(ctx, []Submission{sub})
+	if sub.Stage != nil {
+		err = errors.Join(err, sub.Stage.Settle(context.WithoutCancel(ctx)))
+	}
 	if err != nil {
 		return Job{}, err
 	}

@@ -1,15 +1,9 @@
 package jobs
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"slices"
-	"strconv"
-	"strings"
 )
 
 // depState is what a pending job still waits for. Guarded by Queue.mu.
@@ -18,9 +12,6 @@ type depState struct {
 	runAll  bool   // on_dependency_failure: run
 	failed  string // why the job must be cancelled; "" while all is well
 }
-
-// maxResolved bounds the arguments after references were replaced.
-const maxResolved = 64 << 20
 
 // checkDeps checks what can be told from the submission alone.
 func checkDeps(id ID, sp Spec) error {
@@ -36,21 +27,15 @@ func checkDeps(id ID, sp Spec) error {
 			return &InvalidError{Field: field, Message: "is named twice"}
 		}
 	}
-	for field, raw := range map[string]json.RawMessage{"args": sp.Args, "kwargs": sp.Kwargs} {
-		if _, err := replaceRefs(raw, func(ref resultRef) (any, error) {
-			if !slices.Contains(sp.DependsOn, ref.id) {
-				return nil, &InvalidError{Field: field, Message: fmt.Sprintf("refers to the result of %s, which is not in depends_on", ref.id)}
-			}
-			return nil, nil
-		}); err != nil {
-			var invalid *InvalidError
-			if errors.As(err, &invalid) {
-				return invalid
-			}
-			return &InvalidError{Field: field, Message: err.Error()}
-		}
-	}
-	return nil
+	return checkRefs(sp)
+}
+
+// DependencyError says that a job to insert depends on one that is not stored (any
+// more).
+type DependencyError struct{ ID, Missing ID }
+
+func (e *DependencyError) Error() string {
+	return fmt.Sprintf("job %s depends on job %s, which is not there", e.ID, e.Missing)
 }
 
 // lookUpDeps reads from the store how dependencies ended that are not in the
@@ -82,10 +67,25 @@ func (b *batch) lookUpDeps(ctx context.Context, q *Queue) error {
 	}
 	for _, id := range ids {
 		if _, ok := b.depEnd[id]; !ok {
-			return &InvalidError{Field: where[id], Message: fmt.Sprintf("there is no job %s; a job can depend only on jobs submitted before it", id)}
+			return missingDep(where[id], id)
 		}
 	}
 	return nil
+}
+
+func missingDep(field string, id ID) error {
+	return &InvalidError{Field: field, Message: fmt.Sprintf("there is no job %s; a job can depend only on jobs submitted before it", id)}
+}
+
+// refusedDep says where in the batch a dependency stands that went between the
+// look and the insert.
+func (b *batch) refusedDep(e *DependencyError) error {
+	for _, r := range b.rows {
+		if i := slices.Index(r.Job.Spec.DependsOn, e.Missing); r.Job.ID == e.ID && i >= 0 {
+			return missingDep(fmt.Sprintf("depends_on/%d", i), e.Missing)
+		}
+	}
+	return e
 }
 
 // linkDepsLocked registers the batch's entries with what they wait for. retry:
@@ -218,179 +218,4 @@ func (q *Queue) recoverDeps(ctx context.Context, waits []ActiveJob) error {
 		}
 	}
 	return nil
-}
-
-// resultRef is {"$result": "<job id>", "path": "/json/pointer"} in arguments.
-type resultRef struct {
-	id   ID
-	path string
-}
-
-// replaceRefs walks args and puts what fn returns in the place of each
-// reference. Arguments without one come back as they are.
-func replaceRefs(raw json.RawMessage, fn func(resultRef) (any, error)) (json.RawMessage, error) {
-	if !bytes.Contains(raw, []byte(`"$result"`)) {
-		return raw, nil
-	}
-	v, err := decodeNumber(raw)
-	if err != nil {
-		return nil, err
-	}
-	if v, err = walkRefs(v, fn); err != nil {
-		return nil, err
-	}
-	return json.Marshal(v)
-}
-
-func decodeNumber(raw []byte) (any, error) {
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.UseNumber()
-	var v any
-	err := dec.Decode(&v)
-	return v, err
-}
-
-func walkRefs(v any, fn func(resultRef) (any, error)) (any, error) {
-	var err error
-	switch t := v.(type) {
-	case []any:
-		for i := range t {
-			if t[i], err = walkRefs(t[i], fn); err != nil {
-				return nil, err
-			}
-		}
-	case map[string]any:
-		if _, ok := t["$result"]; ok {
-			ref, err := parseRef(t)
-			if err != nil {
-				return nil, err
-			}
-			return fn(ref)
-		}
-		for k := range t {
-			if t[k], err = walkRefs(t[k], fn); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return v, nil
-}
-
-func parseRef(m map[string]any) (resultRef, error) {
-	id, ok := m["$result"].(string)
-	path, isText := "", true
-	if p, has := m["path"]; has {
-		path, isText = p.(string)
-	}
-	extra := len(m) - 1
-	if _, has := m["path"]; has {
-		extra--
-	}
-	if !ok || !isText || extra > 0 || path != "" && path[0] != '/' {
-		return resultRef{}, fmt.Errorf(`a reference is {"$result": "<job id>", "path": "/json/pointer"}`)
-	}
-	return resultRef{ID(id), path}, nil
-}
-
-// resolveResults replaces the references in sp by the results they name. Its
-// errors are *Error, or the store's.
-func (q *Queue) resolveResults(ctx context.Context, sp *Spec) error {
-	results := map[ID]any{}
-	resolve := func(ref resultRef) (any, error) {
-		v, ok := results[ref.id]
-		if !ok {
-			var err error
-			if v, err = q.resultValue(ctx, ref.id); err != nil {
-				return nil, err
-			}
-			results[ref.id] = v
-		}
-		v, err := pointer(v, ref.path)
-		if err != nil {
-			return nil, &refError{fmt.Sprintf("result of job %s: %v", ref.id, err)}
-		}
-		return v, nil
-	}
-	args, err := replaceRefs(sp.Args, resolve)
-	if err != nil {
-		return err
-	}
-	kwargs, err := replaceRefs(sp.Kwargs, resolve)
-	if err != nil {
-		return err
-	}
-	if len(args)+len(kwargs) > maxResolved {
-		return &refError{fmt.Sprintf("arguments with results filled in are larger than %d MiB", maxResolved>>20)}
-	}
-	sp.Args, sp.Kwargs = args, kwargs
-	return nil
-}
-
-// refError says that a reference cannot be followed, ever.
-type refError struct{ message string }
-
-func (e *refError) Error() string { return e.message }
-
-func (q *Queue) resultValue(ctx context.Context, id ID) (any, error) {
-	body, info, err := q.Result(ctx, id)
-	if errors.Is(err, ErrNotFound) {
-		return nil, &refError{fmt.Sprintf("job %s has no result", id)}
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer body.Close()
-	if info.Size > maxResolved {
-		return nil, &refError{fmt.Sprintf("the result of job %s is too large to be an argument", id)}
-	}
-	raw, err := io.ReadAll(body)
-	if err != nil {
-		return nil, fmt.Errorf("cannot read the result of job %s: %w", id, err)
-	}
-	v, err := decodeNumber(raw)
-	if err != nil {
-		return nil, &refError{fmt.Sprintf("the result of job %s is not JSON", id)}
-	}
-	return v, nil
-}
-
-// pointer follows a JSON Pointer (RFC 6901).
-func pointer(v any, path string) (any, error) {
-	if path == "" {
-		return v, nil
-	}
-	unescape := strings.NewReplacer("~1", "/", "~0", "~")
-	for _, tok := range strings.Split(path[1:], "/") {
-		tok = unescape.Replace(tok)
-		switch t := v.(type) {
-		case map[string]any:
-			next, ok := t[tok]
-			if !ok {
-				return nil, fmt.Errorf("path %s: no member %q", path, tok)
-			}
-			v = next
-		case []any:
-			i, err := strconv.Atoi(tok)
-			if err != nil || i < 0 || i >= len(t) || strconv.Itoa(i) != tok {
-				return nil, fmt.Errorf("path %s: no element %q", path, tok)
-			}
-			v = t[i]
-		default:
-			return nil, fmt.Errorf("path %s: nothing below %q", path, tok)
-		}
-	}
-	return v, nil
-}
-
-// refuse fails a job whose references cannot be followed; other errors are
-// passed on and the job stays.
-func (q *Queue) refuse(ctx context.Context, id ID, err error) error {
-	var ref *refError
-	if !errors.As(err, &ref) {
-		return fmt.Errorf("cannot start job %s: %w", id, err)
-	}
-	if err := q.Fail(ctx, id, &Error{Category: UserInput, Message: ref.message}); err != nil {
-		return err
-	}
-	return &StateConflictError{ID: id, Status: Failed, Action: "start"}
 }

@@ -19,15 +19,18 @@ func TestQueue_Dependencies(t *testing.T) {
 		Kwargs: json.RawMessage(fmt.Sprintf(`{"deep":{"x":[{"$result":%q}]}}`, a))}).ID
 	chain := b.submit(jobs.Spec{DependsOn: []jobs.ID{c}}).ID
 	after := b.submit(jobs.Spec{DependsOn: []jobs.ID{c, a}, RunOnDepFail: true}).ID
-	require.Equal(t, "dependency", b.get(c).Block.Code)
+	require.Equal(t, "dependency: waits for job "+string(a), b.get(c).Block.Code+": "+b.get(c).Block.Sentence)
 	require.Equal(t, []jobs.ID{a}, b.ready())
 	b.reopen()
 	require.Equal(t, []jobs.ID{a}, b.ready())
 	b.finish(b.admit(a), done)
 	require.Equal(t, []jobs.ID{c}, b.ready())
 	r := b.admit(c)
-	require.JSONEq(t, `[2, 1.50]`, string(r.Job().Spec.Args))
-	require.JSONEq(t, `{"deep":{"x":[{"a":[1,2]}]}}`, string(r.Job().Spec.Kwargs))
+	whole, err := r.Resolve(b.ctx())
+	require.NoError(t, err)
+	require.Equal(t, `[2, 1.50]`, string(whole.Spec.Args))
+	require.Equal(t, `{"deep":{"x":[{"a":[1,2]}]}}`, string(whole.Spec.Kwargs))
+	require.Contains(t, string(b.get(c).Spec.Args), "$result", "shown as it was submitted")
 	b.finish(r, jobs.Outcome{Status: jobs.Failed, Error: &jobs.Error{Category: jobs.Fatal, Message: "x"}})
 	j, err := b.Wait(b.ctx(), chain)
 	require.NoError(t, err)
@@ -41,9 +44,12 @@ func TestQueue_Dependencies(t *testing.T) {
 	require.Equal(t, jobs.Cancelled, j.Status)
 
 	bad := b.submit(jobs.Spec{DependsOn: []jobs.ID{a}, Args: json.RawMessage(fmt.Sprintf(`[{"$result":%q,"path":"/none"}]`, a))}).ID
-	_, err = b.Admit(b.ctx(), bad, "")
-	require.Error(t, err)
-	require.Equal(t, jobs.UserInput, b.get(bad).Error.Category)
+	r = b.admit(bad)
+	_, err = r.Resolve(b.ctx())
+	var ref *jobs.RefError
+	require.ErrorAs(t, err, &ref)
+	require.ErrorContains(t, err, fmt.Sprintf(`result of job %s: path /none: no member "none"`, a))
+	b.finish(r, done)
 
 	_, err = b.Submit(b.ctx(), []jobs.Submission{
 		{ID: "x", Spec: jobs.Spec{Instance: "e", DependsOn: []jobs.ID{"y"}}},

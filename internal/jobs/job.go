@@ -116,6 +116,11 @@ type Spec struct {
 	Instance string          // instance id; "plugin" in the API
 	Args     json.RawMessage // a JSON array, never nil after Submit
 	Kwargs   json.RawMessage // a JSON object, never nil after Submit
+	// Task and Method choose what is called where a plugin offers more than its
+	// execute; both empty means that. Left out of the encoding when empty, so that
+	// the hash of a body is what it was before they were known.
+	Task     string `json:",omitempty"`
+	Method   string `json:",omitempty"`
 	Stream   bool
 	Priority int // higher is more urgent
 	Labels   map[string]string

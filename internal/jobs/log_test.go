@@ -178,7 +178,7 @@ func TestRun_StartedOnlyWhenTheJobLogHasTheStart(t *testing.T) {
 	st, err := sqlitestore.Open(b.ctx(), sqlitestore.Options{Dir: b.dir})
 	require.NoError(t, err)
 	runs, early := make(chan *jobs.Run, 1), make(chan bool, 1)
-	q, err := jobs.NewQueue(jobs.Options{LogDir: b.dir, Store: announced{st, func(evs []events.Event) {
+	q, err := jobs.NewQueue(jobs.Options{LogDir: b.dir, JobDir: filepath.Join(b.dir, "jobs"), Store: announced{st, func(evs []events.Event) {
 		if evs[0].Kind != events.JobStarted {
 			return
 		}

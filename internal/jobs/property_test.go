@@ -29,6 +29,8 @@ type modelJob struct {
 	cancel   bool // asked for while running
 	delayed  bool
 	deps     []jobs.ID
+	runAll   bool // runs whatever became of them
+	pruned   bool
 	run      *jobs.Run
 }
 
@@ -51,7 +53,7 @@ func (m *model) find(id jobs.ID) *modelJob {
 func (m *model) pick(label string, ok func(*modelJob) bool) *modelJob {
 	var fit []*modelJob
 	for _, j := range m.jobs {
-		if ok(j) {
+		if !j.pruned && ok(j) {
 			fit = append(fit, j)
 		}
 	}
@@ -70,7 +72,7 @@ func (m *model) ready(j *modelJob) bool {
 		return false
 	}
 	for _, d := range j.deps {
-		if m.find(d).status != jobs.Completed {
+		if st := m.find(d).status; st != jobs.Completed && !(st.Final() && j.runAll) {
 			return false
 		}
 	}
@@ -84,7 +86,7 @@ func (m *model) end(j *modelJob, st jobs.Status) {
 		return
 	}
 	for _, d := range m.jobs {
-		if pending(d) && slices.Contains(d.deps, j.id) {
+		if pending(d) && !d.runAll && slices.Contains(d.deps, j.id) {
 			m.end(d, jobs.Cancelled)
 		}
 	}
@@ -95,15 +97,20 @@ func (m *model) submitSome() {
 	for range rapid.IntRange(1, 3).Draw(m.rt, "batch") {
 		j := &modelJob{id: jobs.ID(fmt.Sprint("j", len(m.jobs))), priority: rapid.IntRange(-1, 1).Draw(m.rt, "priority"),
 			held: rapid.IntRange(0, 5).Draw(m.rt, "held") == 0, max: rapid.IntRange(1, 3).Draw(m.rt, "max"), status: jobs.Pending}
-		if dep := m.pick("dep", anyStatus); dep != nil && rapid.IntRange(0, 3).Draw(m.rt, "depends") == 0 {
-			j.deps = []jobs.ID{dep.id}
-			if dep.status.Final() && dep.status != jobs.Completed {
+		j.runAll = rapid.Bool().Draw(m.rt, "run all")
+		for range max(0, rapid.IntRange(-3, 3).Draw(m.rt, "depends")) {
+			dep := m.pick("dep", anyStatus)
+			if dep == nil || slices.Contains(j.deps, dep.id) {
+				continue
+			}
+			j.deps = append(j.deps, dep.id)
+			if dep.status.Final() && dep.status != jobs.Completed && !j.runAll {
 				defer m.end(j, jobs.Cancelled)
 			}
 		}
 		m.jobs = append(m.jobs, j)
 		subs = append(subs, jobs.Submission{ID: j.id, Submitter: "ann", Spec: jobs.Spec{Instance: fmt.Sprint("i", len(m.jobs)%2),
-			Priority: j.priority, Held: j.held, MaxAttempts: j.max, DependsOn: j.deps}})
+			Priority: j.priority, Held: j.held, MaxAttempts: j.max, DependsOn: j.deps, RunOnDepFail: j.runAll}})
 	}
 	out, err := m.Submit(m.ctx(), subs)
 	require.NoError(m.rt, err)
@@ -189,6 +196,56 @@ func (m *model) editOne() {
 	require.NoError(m.rt, err)
 }
 
+// prune lets retention do its worst: what a job that is not final depends on stays.
+func (m *model) prune() {
+	m.advance(time.Millisecond)
+	require.NoError(m.rt, m.Prune(m.ctx()))
+	for _, j := range m.jobs {
+		if j.pruned {
+			continue
+		}
+		if _, err := m.Get(m.ctx(), j.id); err != nil {
+			require.ErrorIs(m.rt, err, jobs.ErrNotFound)
+			require.True(m.rt, j.status.Final(), "%s", j.id)
+			j.pruned = true
+		}
+	}
+	for _, j := range m.jobs {
+		if !j.status.Final() {
+			for _, d := range j.deps {
+				require.False(m.rt, m.find(d).pruned, "%s needs %s", j.id, d)
+			}
+		}
+	}
+}
+
+// drain lets everything end: nothing waits for ever.
+func (m *model) drain() {
+	for m.pick("left", func(j *modelJob) bool { return !j.status.Final() }) != nil {
+		m.passTime()
+		for _, j := range m.jobs {
+			if pending(j) && j.held {
+				_, err := m.Release(m.ctx(), j.id)
+				require.NoError(m.rt, err)
+				j.held = false
+			}
+		}
+		j := m.pick("next", running)
+		if j == nil {
+			j = m.admitOne()
+		}
+		require.NotNil(m.rt, j, "nothing runs and nothing may start")
+		out := done
+		if j.cancel {
+			out = jobs.Outcome{Status: jobs.Cancelled}
+		}
+		_, err := j.run.Finish(m.ctx(), out)
+		require.NoError(m.rt, err)
+		m.end(j, out.Status)
+		m.check()
+	}
+}
+
 func (m *model) passTime() {
 	m.advance(time.Minute)
 	require.NoError(m.rt, m.Expire(m.ctx(), m.clock()))
@@ -248,6 +305,9 @@ func (m *model) check() {
 	require.NoError(m.rt, err)
 	var want []*modelJob
 	for _, j := range m.jobs {
+		if j.pruned {
+			continue
+		}
 		got := m.get(j.id)
 		require.Equal(m.rt, j.status, got.Status, "%s", j.id)
 		if !j.status.Final() {
@@ -288,6 +348,9 @@ func (m *model) checkJournal() {
 		require.Equal(m.rt, events.Seq(i+1), e.Seq)
 	}
 	for _, j := range m.jobs {
+		if j.pruned {
+			continue
+		}
 		kinds := m.kinds(j.id)
 		require.Regexp(m.rt, lifeOfAJob, kinds)
 		last := kinds[strings.LastIndex(kinds, " ")+1:]
@@ -301,12 +364,13 @@ func TestQueue_Property(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		b := &box{t: t, dir: filepath.Join(t.TempDir(), "state"), now: time.Now()}
+		b.opts.KeepJobs, b.opts.KeepAge = 1, time.Nanosecond
 		b.opts.Backoff = func(int) time.Duration { return 30 * time.Second }
 		m := &model{box: b, rt: rt}
 		m.open()
 		defer func() { m.close() }()
 		steps := []func(){m.submitSome, m.submitSome, func() { m.admitOne() }, func() { m.admitOne() }, m.finishOne, m.finishOne,
-			m.cancelOne, m.editOne, m.passTime, m.crash, func() {
+			m.cancelOne, m.editOne, m.passTime, m.prune, m.crash, func() {
 				m.close()
 				m.open()
 				m.settleRunning()
@@ -315,6 +379,7 @@ func TestQueue_Property(t *testing.T) {
 			steps[rapid.IntRange(0, len(steps)-1).Draw(rt, "step")]()
 			m.check()
 		}
+		m.drain()
 		m.checkJournal()
 	})
 }

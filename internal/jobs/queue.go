@@ -3,6 +3,7 @@ package jobs
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/cjmd/cjmd/internal/events"
+	"github.com/cjmd/cjmd/internal/jobs/jobfiles"
 	"github.com/cjmd/cjmd/internal/jobs/joblog"
 )
 
@@ -23,11 +25,11 @@ type Options struct {
 	Store Store
 	Hub   *events.Hub // nil: nothing is published
 	Log   *zap.Logger // nil: no log
-	// LogDir holds one directory per job log; JobDir one private directory per
-	// job, made by others and removed here with the job. Both are named by
-	// ID.FileName.
-	LogDir string
-	JobDir string
+	// LogDir holds one directory per job log, JobDir one private directory per
+	// job, both named by ID.FileName. FileLimits bound what is uploaded there.
+	LogDir     string
+	JobDir     string
+	FileLimits jobfiles.Limits
 
 	MaxPending  int // jobs that may wait; 0 means 1,000,000
 	MaxPerUser  int // jobs of one submitter that may wait; 0: no bound but MaxPending
@@ -64,6 +66,7 @@ type Queue struct {
 	hub   *events.Hub
 	log   *zap.Logger
 	logs  *joblog.Set
+	files *jobfiles.Store
 	now   func() time.Time // in UTC, wall clock only
 
 	changed    chan struct{} // capacity 1; wake-ups merge
@@ -159,8 +162,8 @@ const treeDegree = 32
 
 // NewQueue returns a queue over o.Store; it starts nothing. Call Recover, then Run.
 func NewQueue(o Options) (*Queue, error) {
-	if o.Store == nil || o.LogDir == "" {
-		return nil, fmt.Errorf("cannot make a queue without a store and a log directory")
+	if o.Store == nil || o.LogDir == "" || o.JobDir == "" {
+		return nil, fmt.Errorf("cannot make a queue without a store and its directories")
 	}
 	if o.Log == nil {
 		o.Log = zap.NewNop()
@@ -189,6 +192,10 @@ func NewQueue(o Options) (*Queue, error) {
 		Path:    func(id string) string { return filepath.Join(o.LogDir, ID(id).FileName()) },
 		Journal: o.Store.JobEvents, Limits: o.JobLog, Log: o.Log,
 	})
+	var err error
+	if q.files, err = jobfiles.Open(jobfiles.Options{Path: o.JobDir, Limits: o.FileLimits}); err != nil {
+		return nil, err
+	}
 	o.Store.OnCommit(q.committed)
 	return q, nil
 }
@@ -257,7 +264,7 @@ func (q *Queue) Close() error {
 	q.mu.Lock()
 	q.closed = true
 	q.mu.Unlock()
-	return q.logs.Close()
+	return errors.Join(q.logs.Close(), q.files.Close())
 }
 
 func (q *Queue) groupLocked(instance string) *group {
@@ -418,7 +425,7 @@ type endedJob struct {
 // rememberLocked keeps a job that has just ended: who waited for it reads it
 // now. Final jobs never change.
 func (q *Queue) rememberLocked(j Job, result []byte) {
-	if len(j.Spec.Args)+len(j.Spec.Kwargs) > recentArgs || len(j.Spec.DependsOn) > 0 { // those have results filled in
+	if len(j.Spec.Args)+len(j.Spec.Kwargs) > recentArgs {
 		return
 	}
 	if len(result) > recentBody {

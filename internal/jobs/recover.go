@@ -4,8 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
+	"slices"
 	"time"
 	"unique"
 
@@ -69,6 +68,9 @@ func (q *Queue) Recover(ctx context.Context) (Recovered, error) {
 	q.mu.Lock()
 	rec.Pending = int(q.totals.Pending)
 	q.mu.Unlock()
+	if err := q.settleStages(ctx); err != nil {
+		return rec, err
+	}
 	return rec, q.removeLeftovers(ctx)
 }
 
@@ -229,18 +231,16 @@ func (q *Queue) removeLeftovers(ctx context.Context) error {
 		if err != nil || len(ids) == 0 {
 			return err
 		}
-		for _, id := range ids {
-			if err := q.logs.Remove(string(id)); err != nil {
-				return err
+		// One that cannot be removed is tried again and must not keep the others.
+		var errs []error
+		ids = slices.DeleteFunc(ids, func(id ID) bool {
+			err := errors.Join(q.logs.Remove(string(id)), q.files.RemoveAll(id.FileName()))
+			if err != nil {
+				errs = append(errs, fmt.Errorf("cannot remove what job %s left: %w", id, err))
 			}
-			if q.opts.JobDir == "" {
-				continue
-			}
-			if err := os.RemoveAll(filepath.Join(q.opts.JobDir, id.FileName())); err != nil {
-				return fmt.Errorf("cannot remove the directory of job %s: %w", id, err)
-			}
-		}
-		if err := q.store.Forget(ctx, ids); err != nil {
+			return err != nil
+		})
+		if err := errors.Join(append(errs, q.store.Forget(ctx, ids))...); err != nil {
 			return err
 		}
 	}

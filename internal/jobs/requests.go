@@ -25,6 +25,7 @@ import (
 //	Result(ctx, ID) (io.ReadSeekCloser, ResultInfo, error)
 //	Run(ctx) error                                   keeps to retention; Prune(ctx) does so now; SetRetention(jobs, age)
 //	Log(ctx, ID, after uint64) (*joblog.Reader, error)     records 1…n, follows until the final record
+//	Files, OpenFile, PutFile, RemoveFile, NewStage         the job's private directory (files.go)
 //
 // For the scheduler (sched):
 //
@@ -41,7 +42,8 @@ import (
 //
 // A Run is the scheduler's handle on one attempt:
 //
-//	Job() Job (with Args, Kwargs)   Started() <-chan struct{}   WaitStarted(ctx) error   SetPhase(ctx, Phase) error   Sink() — Chunk, Progress, Log into the job log
+//	Job() Job (with Args, Kwargs)   Resolve(ctx) (Job, error): the same with references filled in   Dir() (string, error)
+//	Started() <-chan struct{}   WaitStarted(ctx) error   SetPhase(ctx, Phase) error   Sink() — Chunk, Progress, Log into the job log
 //	CancelPhase(mode string)        Finish(ctx, Outcome) (Job, error)  Interrupt(ctx) error (daemon shuts down: back to pending)
 
 // Submission is one job to submit.
@@ -51,6 +53,7 @@ type Submission struct {
 	Spec           Spec
 	Submitter      string
 	RetryOf        ID
+	Stage          *Stage // files that came with it; ID is "" then
 }
 
 // Submitted answers one Submission. Created is false when the key or id was

@@ -33,6 +33,7 @@ type Run struct {
 	cancelStored bool
 	ended        bool
 	phases       map[string]bool // cancel phases told
+	hasDir       bool            // Dir was asked for
 }
 
 // Admit starts an attempt of a ready job: it is running in memory when Admit
@@ -44,11 +45,6 @@ func (q *Queue) Admit(ctx context.Context, id ID, worker string) (*Run, error) {
 	full, err := q.payload(ctx, id)
 	if err != nil {
 		return nil, err
-	}
-	if len(full.Spec.DependsOn) > 0 {
-		if err := q.resolveResults(ctx, &full.Spec); err != nil {
-			return nil, q.refuse(ctx, id, err)
-		}
 	}
 	q.mu.Lock()
 	e := q.jobs[id]
@@ -200,7 +196,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Job returns the job as it is now, with Args and Kwargs.
+// Job returns the job as it is now, with Args and Kwargs as they were submitted.
 func (r *Run) Job() Job {
 	r.q.mu.Lock()
 	defer r.q.mu.Unlock()
@@ -270,6 +266,7 @@ func (r *Run) Finish(ctx context.Context, out Outcome) (Job, error) {
 		return Job{}, fmt.Errorf("cannot finish job %s: %w", id, err)
 	}
 	defer func() { <-r.finishing }()
+	r.settleDir()
 	result := storedResult(out) // not under the lock: a checksum of a large one takes its time
 	for wait := retryFirst; ; wait = min(2*wait, retryMax) {
 		ch, applied, err := r.decide(out, result)

@@ -12,7 +12,7 @@ import (
 // Store is the durable side of Queue. Every write stores the row and the
 // journal events that describe it in one transaction; several writes share a
 // commit. Writes are applied in the order of the Write calls, each one wholly or
-// not at all; one that is refused (*StateConflictError, *IdempotencyError,
+// not at all; one that is refused (*StateConflictError, *IdempotencyError, *DependencyError,
 // ErrNotFound) fails alone. When nothing can be made durable, writes fail with
 // ErrStoreUnavailable; the next write tries again. Reads see every write whose
 // ticket is done. storetest.Run is the contract in executable form.
@@ -23,7 +23,7 @@ type Store interface {
 	// Write queues one write and returns at once, from any goroutine.
 	Write(w Write) *Ticket
 
-	// Get returns the whole job, with Args and Kwargs. ErrNotFound.
+	// Get returns the whole job, with Args, Kwargs, Task and Method. ErrNotFound.
 	Get(ctx context.Context, id ID) (Job, error)
 	// GetMany returns the jobs that exist, without Args and Kwargs, in any order.
 	GetMany(ctx context.Context, ids []ID) ([]Job, error)
@@ -44,7 +44,8 @@ type Store interface {
 	Result(ctx context.Context, id ID) (io.ReadSeekCloser, error)
 
 	// Prune deletes up to limit final jobs that are neither within the keep
-	// newest final ones nor finished after before, with their results. The ids
+	// newest final ones nor finished after before, nor what a job that is not final
+	// depends on, with their results. The ids
 	// stay listed as Leftovers until Forget, so that files beside the store are
 	// removed even when the process dies in between, and never those of a new job
 	// of the same name.

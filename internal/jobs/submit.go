@@ -7,7 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"time"
 	"unique"
 
@@ -22,6 +24,9 @@ import (
 // *IdempotencyError. Other refusals: *InvalidError, *LimitError, ErrDraining,
 // ErrStoreUnavailable.
 func (q *Queue) Submit(ctx context.Context, subs []Submission) ([]Submitted, error) {
+	if slices.ContainsFunc(subs, func(s Submission) bool { return s.Stage != nil }) {
+		ctx = context.WithoutCancel(ctx) // whether there is a job decides about its files
+	}
 	b, err := q.newBatch(ctx, subs)
 	if err != nil || len(subs) == 0 {
 		return nil, err
@@ -45,6 +50,10 @@ func (q *Queue) Submit(ctx context.Context, subs []Submission) ([]Submitted, err
 			if err = q.removeLeftovers(ctx); err == nil {
 				continue
 			}
+		}
+		var gone *DependencyError
+		if errors.As(err, &gone) {
+			return nil, b.refusedDep(gone)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("cannot submit: %w", err)
@@ -96,9 +105,18 @@ func (q *Queue) newRow(sub Submission, now time.Time) (NewJob, error) {
 		return NewJob{}, err
 	}
 	id := sub.ID
-	if id == "" {
-		id = ID(ulid.Make().String())
-	} else if err := id.Check(); err != nil {
+	switch {
+	case sub.Stage != nil && id != "":
+		return NewJob{}, &InvalidError{Field: "id", Message: "cannot be chosen for a job that comes with its files"}
+	case sub.Stage != nil:
+		id = sub.Stage.id
+		err = sub.Stage.check(sp)
+	case id == "":
+		id = newID()
+	default:
+		err = id.Check()
+	}
+	if err != nil {
 		return NewJob{}, err
 	}
 	if err := checkDeps(id, sp); err != nil {
@@ -106,7 +124,7 @@ func (q *Queue) newRow(sub Submission, now time.Time) (NewJob, error) {
 	}
 	var hash []byte
 	if sub.ID != "" || sub.IdempotencyKey != "" {
-		hash = specHash(sp)
+		hash = specHash(sp, sub.Stage)
 	}
 	if sp.MaxAttempts == 0 {
 		sp.MaxAttempts = q.opts.MaxAttempts
@@ -134,6 +152,8 @@ func (q *Queue) newRow(sub Submission, now time.Time) (NewJob, error) {
 	return NewJob{Job: j, Key: sub.IdempotencyKey, Hash: hash, ChosenID: sub.ID != "",
 		Events: []events.Draft{jobEvent(events.JobSubmitted, id, sp.Instance, now, data)}}, nil
 }
+
+func newID() ID { return ID(ulid.Make().String()) }
 
 func normalise(field string, raw json.RawMessage, empty string, open byte) (json.RawMessage, error) {
 	raw = bytes.TrimSpace(raw)
@@ -171,13 +191,18 @@ func checkPriority(p int) error {
 }
 
 // specHash is the same for two bodies that ask for the same thing, whatever
-// their white space and order of keys.
-func specHash(sp Spec) []byte {
+// their white space and order of keys. Files that come with a body are part of it.
+func specHash(sp Spec, files *Stage) []byte {
 	h := sha256.New()
 	enc := json.NewEncoder(h)
 	sp.Args, sp.Kwargs = canonical(sp.Args), canonical(sp.Kwargs)
 	if err := enc.Encode(sp); err != nil { // a Spec of valid JSON parts encodes
 		panic(fmt.Sprintf("cannot encode a job's spec: %v", err))
+	}
+	if files != nil {
+		for _, name := range slices.Sorted(maps.Keys(files.sums)) {
+			fmt.Fprintf(h, "%q %s\n", name, files.sums[name])
+		}
 	}
 	return h.Sum(nil)
 }

@@ -112,7 +112,7 @@ func (q *Queue) blockLocked(e *entry) *Block {
 		for i, id := range waits {
 			holders[i] = string(id)
 		}
-		return &Block{Code: "dependency", Sentence: "waits for " + strings.Join(holders, ", "), Holders: holders}
+		return &Block{Code: "dependency", Sentence: waitsFor(holders), Holders: holders}
 	case e.notBefore != 0:
 		at := time.Unix(0, e.notBefore).UTC()
 		return &Block{Code: "retry_delay", Sentence: "failed and is tried again at " + at.Format(time.RFC3339), Earliest: at}
@@ -122,6 +122,19 @@ func (q *Queue) blockLocked(e *entry) *Block {
 		return &Block{Code: "paused", Sentence: fmt.Sprintf("the queue of %s is paused", e.group.instance)}
 	}
 	return e.group.block
+}
+
+// waitsFor names the first few of what a job waits for.
+func waitsFor(ids []string) string {
+	const few = 3
+	switch n := len(ids); {
+	case n == 1:
+		return "waits for job " + ids[0]
+	case n <= few:
+		return "waits for jobs " + strings.Join(ids, ", ")
+	default:
+		return fmt.Sprintf("waits for jobs %s and %d more", strings.Join(ids[:few], ", "), n-few)
+	}
 }
 
 // Wait returns the job once it is final. When ctx ends first it returns the job

@@ -194,6 +194,10 @@ type fakeRun struct {
 
 func (r *fakeRun) Job() jobs.Job { return r.job }
 
+func (r *fakeRun) Resolve(context.Context) (jobs.Job, error) { return r.job, nil }
+
+func (r *fakeRun) Dir() (string, error) { return "", nil }
+
 func (r *fakeRun) Started() <-chan struct{} {
 	r.q.mu.Lock()
 	defer r.q.mu.Unlock()

@@ -31,6 +31,11 @@ type Queue interface {
 // ctx ends.
 type Run interface {
 	Job() jobs.Job
+	// Resolve is Job with what its arguments refer to in their place. It may read
+	// results: not for the loop. A *jobs.RefError will be the same next time.
+	Resolve(ctx context.Context) (jobs.Job, error)
+	// Dir makes the job's private directory.
+	Dir() (string, error)
 	Started() <-chan struct{} // closed when the start is durable
 	SetPhase(ctx context.Context, phase jobs.Phase) error
 	Sink() supervisor.Sink

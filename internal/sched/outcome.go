@@ -77,6 +77,19 @@ func (r *run) stopped(cause error, partial []byte, contentType string) ending {
 	return ending{outcome: out}
 }
 
+// notPrepared is the end of an attempt that never came to its worker, because
+// what the job needs could not be brought together.
+func (r *run) notPrepared(ctx context.Context, err error) ending {
+	if cause := context.Cause(ctx); cause != nil {
+		return r.stopped(cause, nil, "")
+	}
+	var ref *jobs.RefError
+	if errors.As(err, &ref) {
+		return failed(&jobs.Error{Category: jobs.UserInput, Message: ref.Error()}, nil)
+	}
+	return retry(&jobs.Error{Category: jobs.Transient, Message: err.Error(), Retriable: true})
+}
+
 // notStarted is the end of an attempt whose worker did not come up.
 func (r *run) notStarted(ctx context.Context, err error) ending {
 	if cause := context.Cause(ctx); cause != nil {

@@ -57,7 +57,14 @@ func (r *run) do(ctx context.Context) {
 }
 
 func (r *run) attempt(ctx context.Context) ending {
-	job := r.handle.Job()
+	job, err := r.handle.Resolve(ctx)
+	if err != nil {
+		return r.notPrepared(ctx, err)
+	}
+	dir, err := r.handle.Dir()
+	if err != nil {
+		return r.notPrepared(ctx, err)
+	}
 	if job.Spec.MaxAttempts == 1 {
 		select { // at most once: nothing begins before the attempt is on disk
 		case <-r.handle.Started():
@@ -76,7 +83,7 @@ func (r *run) attempt(ctx context.Context) ending {
 		r.enter(ctx, jobs.Executing)
 	}
 	r.called.Store(r.s.o.Now().UnixNano())
-	res, err := r.execute(ctx, &job)
+	res, err := r.execute(ctx, &job, dir)
 	switch {
 	case errors.Is(err, supervisor.ErrNotLoaded):
 		// Another worker may sit where this one's memory is not back yet: the job
@@ -114,7 +121,7 @@ func (r *run) executing(other time.Time) time.Time {
 }
 
 // execute makes the call, bounded by the run timeout, which counts from here.
-func (r *run) execute(ctx context.Context, job *jobs.Job) (supervisor.Result, error) {
+func (r *run) execute(ctx context.Context, job *jobs.Job, dir string) (supervisor.Result, error) {
 	spec := &job.Spec
 	if d := firstSet(spec.RunTimeout, r.timeouts.Run); d > 0 {
 		stop := r.s.o.AfterFunc(d, func() { r.cancel(errRunTimeout) })
@@ -122,11 +129,9 @@ func (r *run) execute(ctx context.Context, job *jobs.Job) (supervisor.Result, er
 	}
 	call := supervisor.Call{
 		ID: string(job.ID), Attempt: job.Attempt, Args: spec.Args, Kwargs: spec.Kwargs, Stream: spec.Stream,
+		Task: spec.Task, Method: spec.Method, Dir: dir,
 		CancelGrace:    firstSet(spec.CancelGrace, r.timeouts.CancelGrace),
 		InterruptGrace: firstSet(spec.InterruptGrace, r.timeouts.InterruptGrace),
-	}
-	if r.s.o.JobDir != nil {
-		call.Dir = r.s.o.JobDir(job.ID)
 	}
 	return r.s.o.Workers.Execute(ctx, r.instance, call, r.handle.Sink())
 }

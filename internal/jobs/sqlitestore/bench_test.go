@@ -21,7 +21,7 @@ func openQueue(tb testing.TB, dir string) (*jobs.Queue, *sqlitestore.Store) {
 	tb.Helper()
 	st, err := sqlitestore.Open(context.Background(), sqlitestore.Options{Dir: dir})
 	require.NoError(tb, err)
-	q, err := jobs.NewQueue(jobs.Options{Store: st, Hub: events.NewHub(events.Options{Source: st}), LogDir: filepath.Join(dir, "logs")})
+	q, err := jobs.NewQueue(jobs.Options{Store: st, Hub: events.NewHub(events.Options{Source: st}), LogDir: filepath.Join(dir, "logs"), JobDir: filepath.Join(dir, "jobs")})
 	require.NoError(tb, err)
 	_, err = q.Recover(context.Background())
 	require.NoError(tb, err)
@@ -150,7 +150,7 @@ func BenchmarkMillionPending(b *testing.B) {
 	dir := b.TempDir()
 	st, err := sqlitestore.Open(b.Context(), sqlitestore.Options{Dir: dir})
 	require.NoError(b, err)
-	q, err := jobs.NewQueue(jobs.Options{Store: st, LogDir: filepath.Join(dir, "logs"), MaxPending: 2 * n})
+	q, err := jobs.NewQueue(jobs.Options{Store: st, LogDir: filepath.Join(dir, "logs"), JobDir: filepath.Join(dir, "jobs"), MaxPending: 2 * n})
 	require.NoError(b, err)
 	subs := make([]jobs.Submission, 1000)
 	for i := range subs {
@@ -170,7 +170,7 @@ func BenchmarkMillionPending(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer st.Close()
-	q, err = jobs.NewQueue(jobs.Options{Store: st, LogDir: filepath.Join(dir, "logs"), MaxPending: 2 * n})
+	q, err = jobs.NewQueue(jobs.Options{Store: st, LogDir: filepath.Join(dir, "logs"), JobDir: filepath.Join(dir, "jobs"), MaxPending: 2 * n})
 	require.NoError(b, err)
 	_, err = q.Recover(b.Context())
 	require.NoError(b, err)

@@ -61,7 +61,7 @@ func fullDisk(dir string) error {
 	if err != nil {
 		return err
 	}
-	q, err := jobs.NewQueue(jobs.Options{Store: st, LogDir: dir + "/logs"})
+	q, err := jobs.NewQueue(jobs.Options{Store: st, LogDir: dir + "/logs", JobDir: dir + "/jobs"})
 	if err != nil {
 		return err
 	}

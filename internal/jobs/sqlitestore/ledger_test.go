@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cjmd/cjmd/internal/events"
+	"github.com/cjmd/cjmd/internal/jobs"
 	"github.com/cjmd/cjmd/internal/jobs/sqlitestore"
 	"github.com/cjmd/cjmd/internal/plugins"
 	"github.com/cjmd/cjmd/internal/resource"
@@ -273,4 +274,32 @@ func TestMigration_FromVersion2KeepsLeasesAndInstances(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{"1"}, insts[0].Placement.Pin)
 	require.FileExists(t, filepath.Join(dir, "cjmd.db.schema-2.bak"))
+}
+
+func TestMigration_FromVersion3KeepsJobsAndWhatTheyDependOn(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	db, err := sql.Open("sqlite3", "file:"+filepath.Join(dir, "cjmd.db"))
+	require.NoError(t, err)
+	dump, err := os.ReadFile(filepath.Join("testdata", "schema-3.sql"))
+	require.NoError(t, err)
+	_, err = db.Exec(string(dump))
+	require.NoError(t, err)
+	require.NoError(t, db.Close())
+
+	st := openStore(t, dir)
+	j, err := st.Get(t.Context(), "second")
+	require.NoError(t, err)
+	require.Equal(t, []jobs.ID{"first"}, j.Spec.DependsOn)
+	require.Empty(t, j.Spec.Task)
+	ids, err := st.Prune(t.Context(), 0, time.Now(), 10)
+	require.NoError(t, err)
+	require.Empty(t, ids, "second needs first")
+	j.ID, j.Spec.Task, j.Spec.Method = "third", "index", "add"
+	_, err = st.Write(jobs.Write{Insert: []jobs.NewJob{{Job: j}}}).Wait(t.Context())
+	require.NoError(t, err)
+	third, err := st.Get(t.Context(), "third")
+	require.NoError(t, err)
+	require.Equal(t, "index/add", third.Spec.Task+"/"+third.Spec.Method)
+	require.FileExists(t, filepath.Join(dir, "cjmd.db.schema-3.bak"))
 }

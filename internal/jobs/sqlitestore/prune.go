@@ -32,6 +32,12 @@ func (s *Store) Prune(ctx context.Context, keep int, before time.Time, limit int
 	return ids, nil // their large results go with Forget
 }
 
+// pruneSQL leaves those alone that a job which is not final depends on: its
+// arguments may refer to their results and files.
+const pruneSQL = `SELECT id, instance FROM jobs WHERE status >= 2 AND finished_at < ?
+ AND id NOT IN (SELECT d.value FROM jobs w, json_each(w.depends_on) d WHERE w.status < 2 AND w.depends_on IS NOT NULL)
+ ORDER BY finished_at, seq LIMIT ?`
+
 func (c *conn) prune(before time.Time, limit int64) ([]jobs.ID, error) {
 	var ids []jobs.ID
 	var insts []string
@@ -40,7 +46,7 @@ func (c *conn) prune(before time.Time, limit int64) ([]jobs.ID, error) {
 		inst, _ := v[1].(string)
 		ids, insts = append(ids, jobs.ID(id)), append(insts, inst)
 		return nil
-	}, `SELECT id, instance FROM jobs WHERE status >= 2 AND finished_at < ? ORDER BY finished_at, seq LIMIT ?`, before.UnixNano(), limit)
+	}, pruneSQL, before.UnixNano(), limit)
 	if err != nil {
 		return nil, err
 	}

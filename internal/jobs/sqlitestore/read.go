@@ -66,19 +66,22 @@ func scanJob(row interface{ Scan(...any) error }, more ...any) (jobs.Job, error)
 	return j, errors.Join(err, e)
 }
 
-const getSQL = `SELECT ` + rowColumns + `, args, kwargs FROM jobs WHERE id = ?`
+// What a job is called with stands behind everything else in its row, and is read
+// only where one job is asked for.
+const getSQL = `SELECT ` + rowColumns + `, args, kwargs, task, method FROM jobs WHERE id = ?`
 
 // Get implements jobs.Store.
 func (s *Store) Get(ctx context.Context, id jobs.ID) (jobs.Job, error) {
 	var args, kwargs []byte
-	j, err := scanJob(s.getStmt.QueryRowContext(ctx, string(id)), &args, &kwargs)
+	var task, method string
+	j, err := scanJob(s.getStmt.QueryRowContext(ctx, string(id)), &args, &kwargs, &task, &method)
 	if errors.Is(err, sql.ErrNoRows) {
 		return jobs.Job{}, fmt.Errorf("job %s: %w", id, jobs.ErrNotFound)
 	}
 	if err != nil {
 		return jobs.Job{}, fmt.Errorf("cannot read job %s: %w", id, err)
 	}
-	j.Spec.Args, j.Spec.Kwargs = args, kwargs
+	j.Spec.Args, j.Spec.Kwargs, j.Spec.Task, j.Spec.Method = args, kwargs, task, method
 	return j, nil
 }
 

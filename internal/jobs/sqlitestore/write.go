@@ -40,7 +40,7 @@ func (s *Store) prepareWrite(w jobs.Write) (*op, error) {
 		rows[i] = row
 		size += row.size
 	}
-	return &op{size: size, clean: len(rows) == 1, apply: func(c *conn) (jobs.Written, error) {
+	return &op{size: size, clean: len(rows) == 1 && len(rows[0].deps) == 0, apply: func(c *conn) (jobs.Written, error) {
 		out := jobs.Written{Inserted: make([]jobs.Inserted, len(rows))}
 		for i, r := range rows {
 			ins, err := c.insertJob(r)
@@ -109,6 +109,7 @@ func (c *conn) addEvents(ds []draft) error {
 
 type insertRow struct {
 	id     jobs.ID
+	deps   []jobs.ID
 	chosen bool
 	args   []driver.Value
 	key    string
@@ -120,7 +121,7 @@ type insertRow struct {
 
 const insertSQL = `INSERT INTO jobs (id, submitter, idem_key, spec_hash, instance, status, priority, held, stream,
  max_attempts, created_at, queue_timeout, run_timeout, cancel_grace, interrupt_grace, run_on_dep_fail, depends_on,
- retry_of, labels, args, kwargs) VALUES (?,?,?,?,?,0,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING`
+ retry_of, labels, args, kwargs, task, method) VALUES (?,?,?,?,?,0,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING`
 
 func newInsertRow(n jobs.NewJob) (insertRow, error) {
 	j, sp := n.Job, n.Job.Spec
@@ -143,10 +144,10 @@ func newInsertRow(n jobs.NewJob) (insertRow, error) {
 		hash = n.Hash
 	}
 	return insertRow{
-		id: j.ID, chosen: n.ChosenID, key: n.Key, sub: j.Submitter, hash: n.Hash, events: ds, size: 512 + len(sp.Args) + len(sp.Kwargs),
+		id: j.ID, deps: sp.DependsOn, chosen: n.ChosenID, key: n.Key, sub: j.Submitter, hash: n.Hash, events: ds, size: 512 + len(sp.Args) + len(sp.Kwargs),
 		args: []driver.Value{string(j.ID), j.Submitter, key, hash, sp.Instance, int64(sp.Priority), flag(sp.Held), flag(sp.Stream),
 			int64(sp.MaxAttempts), j.CreatedAt.UnixNano(), int64(sp.QueueTimeout), int64(sp.RunTimeout), int64(sp.CancelGrace),
-			int64(sp.InterruptGrace), flag(sp.RunOnDepFail), deps, string(j.RetryOf), labels, []byte(sp.Args), []byte(sp.Kwargs)},
+			int64(sp.InterruptGrace), flag(sp.RunOnDepFail), deps, string(j.RetryOf), labels, []byte(sp.Args), []byte(sp.Kwargs), sp.Task, sp.Method},
 	}, nil
 }
 
@@ -171,7 +172,25 @@ func (c *conn) insertJob(r insertRow) (jobs.Inserted, error) {
 	if err != nil {
 		return jobs.Inserted{}, fmt.Errorf("cannot insert job %s: %w", r.id, err)
 	}
+	if err := c.checkDeps(r); err != nil {
+		return jobs.Inserted{}, err
+	}
 	return jobs.Inserted{ID: r.id, Seq: seq, Created: true, Status: jobs.Pending}, c.addEvents(r.events)
+}
+
+// checkDeps refuses a job whose dependencies retention removed after the queue had
+// looked at them. From here on they are kept.
+func (c *conn) checkDeps(r insertRow) error {
+	for _, dep := range r.deps {
+		n, err := c.queryInt(`SELECT count(*) FROM jobs WHERE id = ?`, string(dep))
+		if err != nil {
+			return fmt.Errorf("cannot insert job %s: %w", r.id, err)
+		}
+		if n == 0 {
+			return &jobs.DependencyError{ID: r.id, Missing: dep}
+		}
+	}
+	return nil
 }
 
 // known answers an insert whose id or key exists: the same body is the same job.

@@ -440,7 +440,8 @@ func (c *conn) applyAll(batch []*op, careful bool) error {
 func refusal(err error) bool {
 	var conflict *jobs.StateConflictError
 	var idem *jobs.IdempotencyError
-	return errors.As(err, &conflict) || errors.As(err, &idem) || errors.Is(err, jobs.ErrNotFound) ||
+	var dep *jobs.DependencyError
+	return errors.As(err, &conflict) || errors.As(err, &idem) || errors.As(err, &dep) || errors.Is(err, jobs.ErrNotFound) ||
 		errors.Is(err, jobs.ErrLeftover)
 }
 

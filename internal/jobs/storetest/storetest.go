@@ -36,6 +36,7 @@ func Run(t *testing.T, open Open) {
 		"Results":                 results,
 		"Pages":                   pages,
 		"PruneKeepsAndForgets":    prune,
+		"DependenciesAreKept":     dependencies,
 		"JournalIsBounded":        journalBound,
 		"Settings":                settings,
 		"ClosedRefuses":           closed,
@@ -228,14 +229,14 @@ func everyField(t *testing.T, s *subject) {
 	n := job("a", func(n *jobs.NewJob) {
 		n.Job.Submitter, n.Job.RetryOf = "bob", "old"
 		n.Job.Spec = jobs.Spec{Instance: "ocr", Args: []byte(`[1]`), Kwargs: []byte(`{"k":"é"}`), Stream: true, Priority: -7,
-			Labels: map[string]string{"l": "v"}, QueueTimeout: 1, RunTimeout: 2, CancelGrace: 3, InterruptGrace: 4, MaxAttempts: 5,
+			Task: "index", Method: "add", Labels: map[string]string{"l": "v"}, QueueTimeout: 1, RunTimeout: 2, CancelGrace: 3, InterruptGrace: 4, MaxAttempts: 5,
 			Held: true, DependsOn: []jobs.ID{"d1", "d2"}, RunOnDepFail: true}
 	})
-	s.mustInsert(n)
+	s.mustInsert(job("d1"), job("d2"), n)
 	j, err := s.Get(s.ctx(), "a")
 	require.NoError(t, err)
 	want := n.Job
-	want.Seq, want.Status, want.Revision, want.CreatedAt = 1, jobs.Pending, 1, want.CreatedAt.UTC()
+	want.Seq, want.Status, want.Revision, want.CreatedAt = 3, jobs.Pending, 1, want.CreatedAt.UTC()
 	require.Equal(t, want, j)
 
 	five, held, half, two := 5, false, 0.5, 2

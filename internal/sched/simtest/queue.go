@@ -237,6 +237,10 @@ type run struct {
 
 func (r *run) Job() jobs.Job { return r.j.Job }
 
+func (r *run) Resolve(context.Context) (jobs.Job, error) { return r.j.Job, nil }
+
+func (r *run) Dir() (string, error) { return "", nil }
+
 var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
 func (r *run) Started() <-chan struct{} { return closed }
