@@ -309,10 +309,10 @@ func (m *model) could(g *sched.GroupView, pool resource.DeviceID, at time.Time) 
 	return n
 }
 
-// lingers is what ended runs of g are about to bring back to a pool, unless
-// another one began.
+// lingers is what ended runs of g are about to bring back to a pool, beside what
+// a new one takes of it.
 func (m *model) lingers(g *sched.GroupView, pool resource.DeviceID) resource.Bytes {
-	if !g.Lingering || g.CanRelease || len(g.WaitingFor) > 0 || m.started[g.Instance] || pool == resource.HostDevice {
+	if !g.Lingering || g.CanRelease || len(g.WaitingFor) > 0 || pool == resource.HostDevice {
 		return 0
 	}
 	k := place{g.Instance, pool}

@@ -185,11 +185,20 @@ func (w *pass) addLingering() {
 	}
 }
 
-// dropLingering stops counting on what a group's ended runs left: it runs again,
-// or gives all that it has.
+// dropLingering stops counting on what a group's ended runs left: it gives all
+// that it has.
 func (w *pass) dropLingering(group int) {
 	for p := range w.pools {
 		w.account(group, p).lingers = 0
+	}
+}
+
+// reuse takes off what a group's ended runs left what its new run takes of it.
+func (w *pass) reuse(group int) {
+	for p := range w.pools {
+		if a := w.account(group, p); a.lingers > 0 {
+			a.lingers = a.size() - a.base
+		}
 	}
 }
 
@@ -364,7 +373,6 @@ func (w *pass) dropHolds(group int) {
 
 // occupy books a start.
 func (w *pass) occupy(a *ask) {
-	w.dropLingering(a.group)
 	w.dropHolds(a.group)
 	w.book(a, host, a.ram())
 	for _, p := range a.on {
@@ -373,6 +381,7 @@ func (w *pass) occupy(a *ask) {
 			w.pools[p].measures = a.g.Instance
 		}
 	}
+	w.reuse(a.group)
 	gu := &w.guests[a.group]
 	gu.here, gu.started, gu.on = true, true, a.on
 	if a.job == nil {

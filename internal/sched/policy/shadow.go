@@ -392,6 +392,7 @@ func (w *pass) outlasts(s *shadow, a *ask, p int, inTime bool) resource.Bytes {
 		n = max(n, 1) // it wants the device alone
 	}
 	acc := w.account(a.group, p)
+	n += min(acc.lingers, rest.vram())            // it takes that again, instead of giving it back
 	return max(n-max(acc.held-acc.lingers, 0), 0) // what is held for it was given away before
 }
 
