@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -38,6 +39,7 @@ import (
 	"github.com/cjmd/cjmd/internal/sched/policy"
 	"github.com/cjmd/cjmd/internal/simserve"
 	"github.com/cjmd/cjmd/internal/supervisor"
+	"github.com/cjmd/cjmd/internal/supervisor/transport/cjmhttp"
 	"github.com/cjmd/cjmd/internal/supervisor/transport/rpc"
 	pysdk "github.com/cjmd/cjmd/sdk/python"
 )
@@ -77,7 +79,7 @@ type daemonParts struct {
 
 // transports, tiers, monitorList and policies are the lists of what exists.
 func transports() []supervisor.Transport {
-	return []supervisor.Transport{rpc.New(rpc.Options{})}
+	return []supervisor.Transport{rpc.New(rpc.Options{}), cjmhttp.New(cjmhttp.Options{})}
 }
 
 func tiers(host *tree.Host) []isolation.Tier {
@@ -206,7 +208,7 @@ func pluginPaths(cfg *config.Config, env []string) []string {
 	if dirs, err := config.DefaultDirs(getenv, os.Getuid()); err == nil {
 		configDir = dirs.Config
 	}
-	return plugins.DefaultPaths(cfg.Plugins.Paths, cwd, getenv("HOME"), configDir)
+	return plugins.DefaultPaths(append(slices.Clone(cfg.Plugins.Paths), cfg.ManifestsDir()), cwd, getenv("HOME"), configDir)
 }
 
 // pluginPaths puts the plugins of a simulated machine first.
