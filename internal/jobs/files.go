@@ -111,7 +111,7 @@ func (q *Queue) whilePending(ctx context.Context, id ID, action string, fn func(
 // Dir makes the job's private directory, for the worker to use during the
 // attempt. It stays from one attempt to the next.
 func (r *Run) Dir() (string, error) {
-	dir, err := r.q.files.Make(r.e.id.FileName())
+	dir, err := r.q.files.Make(r.e.id.FileName(), r.job.Spec.Instance)
 	if err != nil {
 		return "", fmt.Errorf("job %s: %w", r.e.id, err)
 	}
@@ -130,7 +130,7 @@ func (r *Run) settleDir() {
 	if !had {
 		return
 	}
-	if err := r.q.files.Settle(r.e.id.FileName()); err != nil { // it stays until the job goes
+	if err := r.q.files.Settle(r.e.id.FileName(), r.job.Spec.Instance); err != nil { // it stays until the job goes
 		r.q.log.Sugar().Warnw("cannot look after the directory of a job", "job", r.e.id, "error", err)
 	}
 }

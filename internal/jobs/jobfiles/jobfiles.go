@@ -61,18 +61,23 @@ type Store struct {
 	mu      sync.Mutex // guards the fields below; held across no file operation
 	used    map[string]int64
 	total   int64
+	spares  map[string][]string
 	digests map[digestKey]digest
 }
 
 // Open makes the store usable and measures what is there.
 func Open(o Options) (*Store, error) {
 	o.Limits = o.Limits.withDefaults()
-	for _, dir := range []string{o.Path, filepath.Join(o.Path, uploadsDir), filepath.Join(o.Path, marksDir)} {
+	if err := os.RemoveAll(filepath.Join(o.Path, spareDir)); err != nil { // who used them is gone
+		return nil, fmt.Errorf("cannot remove empty directories of jobs: %w", err)
+	}
+	for _, dir := range []string{"", uploadsDir, marksDir, spareDir} {
+		dir = filepath.Join(o.Path, dir)
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("cannot make the directory of job files: %w", err)
 		}
 	}
-	s := &Store{path: o.Path, limits: o.Limits, used: map[string]int64{}, digests: map[digestKey]digest{}}
+	s := &Store{path: o.Path, limits: o.Limits, used: map[string]int64{}, spares: map[string][]string{}, digests: map[digestKey]digest{}}
 	var err error
 	if s.root, err = os.Open(o.Path); err != nil {
 		return nil, fmt.Errorf("cannot open the directory of job files: %w", err)
@@ -117,7 +122,7 @@ func (s *Store) start() error {
 	}
 	for _, e := range dirs {
 		if e.IsDir() && e.Name()[0] != '.' {
-			if err := s.Settle(e.Name()); err != nil {
+			if err := s.Settle(e.Name(), ""); err != nil {
 				return err
 			}
 		}
@@ -133,41 +138,6 @@ func (s *Store) Limits() Limits { return s.limits }
 
 // Path is where the directory of a job is, or would be.
 func (s *Store) Path(job string) string { return filepath.Join(s.path, job) }
-
-// Make makes the directory of a job, if it is not there, and returns its path.
-func (s *Store) Make(job string) (string, error) {
-	err := unix.Mkdirat(int(s.root.Fd()), job, 0o700)
-	if errors.Is(err, unix.EEXIST) {
-		var st unix.Stat_t
-		err = unix.Fstatat(int(s.root.Fd()), job, &st, unix.AT_SYMLINK_NOFOLLOW)
-		if err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			err = unix.ENOTDIR
-		}
-	}
-	if err != nil {
-		return "", fmt.Errorf("cannot make the directory of a job: %w", err)
-	}
-	return s.Path(job), nil
-}
-
-// Settle is called when no worker uses the directory any more: an empty one goes,
-// another is measured. A job without a directory is settled.
-func (s *Store) Settle(job string) error {
-	err := unix.Unlinkat(int(s.root.Fd()), job, unix.AT_REMOVEDIR)
-	switch {
-	case err == nil || errors.Is(err, unix.ENOENT):
-		s.setUsed(job, 0)
-		return nil
-	case !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EEXIST):
-		return fmt.Errorf("cannot remove the empty directory of a job: %w", err)
-	}
-	var bytes int64
-	if err := s.walk(job, func(f found) bool { bytes += f.size; return true }); err != nil {
-		return err
-	}
-	s.setUsed(job, bytes)
-	return nil
-}
 
 func (s *Store) setUsed(job string, bytes int64) {
 	s.mu.Lock()

@@ -202,12 +202,12 @@ func TestLinks_AreNotFollowed(t *testing.T) {
 func TestMake_RefusesALinkInItsPlace(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir(), Limits{})
-	_, err := s.Make(job)
+	_, err := s.Make(job, "w")
 	require.NoError(t, err)
-	_, err = s.Make(job)
+	_, err = s.Make(job, "w")
 	require.NoError(t, err)
 	require.NoError(t, os.Symlink(t.TempDir(), s.Path("ffff")))
-	_, err = s.Make("ffff")
+	_, err = s.Make("ffff", "w")
 	require.ErrorIs(t, err, syscall.ENOTDIR)
 	_, err = s.List("ffff")
 	require.Error(t, err)
@@ -217,17 +217,73 @@ func TestMake_RefusesALinkInItsPlace(t *testing.T) {
 func TestSettle_EmptyGoesAndOthersAreMeasured(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir(), Limits{})
-	dir, err := s.Make(job)
+	dir, err := s.Make(job, "w")
 	require.NoError(t, err)
-	require.NoError(t, s.Settle(job))
+	require.NoError(t, s.Settle(job, "w"))
 	require.NoDirExists(t, dir)
-	require.NoError(t, s.Settle(job))
+	require.NoError(t, s.Settle(job, "w"))
 
 	put(t, s, "in", "123")
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "out"), []byte("12345"), 0o600))
-	require.NoError(t, s.Settle(job))
+	require.NoError(t, s.Settle(job, "w"))
 	used, total := s.Used(job)
 	require.Equal(t, [2]int64{8, 8}, [2]int64{used, total})
+}
+
+// An empty directory serves the next job of the same user, and of nobody else.
+func TestSettle_EmptyDirectoriesServeAgain(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir(), Limits{})
+	inode := func(path string) uint64 {
+		var st syscall.Stat_t
+		require.NoError(t, syscall.Stat(path, &st))
+		return st.Ino
+	}
+	use := func(job, user string, edit func(dir string)) uint64 {
+		dir, err := s.Make(job, user)
+		require.NoError(t, err)
+		list, err := os.ReadDir(dir)
+		require.NoError(t, err)
+		require.Empty(t, list)
+		st, err := os.Stat(dir)
+		require.NoError(t, err)
+		require.Equal(t, os.FileMode(0o700), st.Mode().Perm())
+		n := inode(dir)
+		edit(dir)
+		require.NoError(t, s.Settle(job, user))
+		return n
+	}
+	nothing := func(string) {}
+	first := use("a1", "w", nothing)
+	require.NoDirExists(t, s.Path("a1"))
+	other := use("a2", "v", nothing)
+	require.NotEqual(t, first, other)
+	require.Equal(t, first, use("a3", "w", func(dir string) { require.NoError(t, os.Chmod(dir, 0o755)) }))
+	require.Empty(t, s.spares["w"], "it was changed")
+	use("a4", "w", func(dir string) { require.NoError(t, os.WriteFile(filepath.Join(dir, ".hidden"), nil, 0o600)) })
+	require.FileExists(t, filepath.Join(s.Path("a4"), ".hidden"))
+
+	for i := range 2 * maxSpares {
+		_, err := s.Make(strings.Repeat("b", i+1), "w")
+		require.NoError(t, err)
+	}
+	for i := range 2 * maxSpares {
+		require.NoError(t, s.Settle(strings.Repeat("b", i+1), "w"))
+	}
+	require.Len(t, s.spares["w"], maxSpares)
+	spares, err := os.ReadDir(filepath.Join(s.path, spareDir))
+	require.NoError(t, err)
+	require.Len(t, spares, maxSpares+1)
+
+	// Where a job has files already, and with links in the place.
+	put(t, s, "in", "123")
+	dir, err := s.Make(job, "w")
+	require.NoError(t, err)
+	require.FileExists(t, filepath.Join(dir, "in"))
+	require.NoError(t, os.Symlink(t.TempDir(), s.Path("cc")))
+	_, err = s.Make("cc", "w")
+	require.ErrorIs(t, err, syscall.ENOTDIR)
+	require.Len(t, s.spares["w"], maxSpares)
 }
 
 func TestRemoveAll_AlsoWithoutRights(t *testing.T) {
@@ -270,7 +326,7 @@ func TestOpen_ClearsDebrisAndMeasures(t *testing.T) {
 func TestSum_OncePerVersion(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir(), Limits{})
-	dir, err := s.Make(job)
+	dir, err := s.Make(job, "w")
 	require.NoError(t, err)
 	path := filepath.Join(dir, "out")
 	require.NoError(t, os.WriteFile(path, []byte("one"), 0o600))
@@ -348,7 +404,7 @@ func TestPut_NeverLeavesTheDirectory(t *testing.T) {
 				rt.Fatalf("%q: %v", name, err)
 			}
 		}
-		for dir, want := range map[string]int{base: 1, s.path: 3, filepath.Join(s.path, uploadsDir): 0, filepath.Join(s.path, marksDir): 0} {
+		for dir, want := range map[string]int{base: 1, s.path: 4, filepath.Join(s.path, uploadsDir): 0, filepath.Join(s.path, marksDir): 0} {
 			if list, err := os.ReadDir(dir); err != nil || len(list) > want {
 				rt.Fatalf("%q made %v in %s (%v)", name, list, dir, err)
 			}

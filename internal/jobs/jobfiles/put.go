@@ -152,7 +152,7 @@ func (up *upload) close() error {
 // place renames an upload to where it belongs. The conditions are looked at
 // again: the body may have been long under way.
 func (s *Store) place(job, name string, up *upload, u Upload) (File, bool, error) {
-	if _, err := s.Make(job); err != nil {
+	if _, err := s.Make(job, ""); err != nil {
 		return File{}, false, err
 	}
 	dir, last, err := s.openDir(job, name, true)
