@@ -23,6 +23,7 @@ import (
 	"github.com/cjmd/cjmd/internal/events"
 	"github.com/cjmd/cjmd/internal/isolation"
 	"github.com/cjmd/cjmd/internal/isolation/basic"
+	"github.com/cjmd/cjmd/internal/isolation/contained"
 	"github.com/cjmd/cjmd/internal/isolation/none"
 	"github.com/cjmd/cjmd/internal/isolation/tree"
 	"github.com/cjmd/cjmd/internal/jobs"
@@ -83,7 +84,7 @@ func transports() []supervisor.Transport {
 }
 
 func tiers(host *tree.Host) []isolation.Tier {
-	return []isolation.Tier{none.New(host), basic.New(host)}
+	return []isolation.Tier{none.New(host), basic.New(host), contained.New(host)}
 }
 
 func monitorList() []monitors.Constructor {

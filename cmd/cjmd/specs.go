@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/cjmd/cjmd/internal/config"
+	"github.com/cjmd/cjmd/internal/execworker"
 	"github.com/cjmd/cjmd/internal/plugins"
 	"github.com/cjmd/cjmd/internal/resource"
 	"github.com/cjmd/cjmd/internal/supervisor"
@@ -55,12 +56,16 @@ func (s *specs) Spec(_ context.Context, instance string, devices []string) (supe
 	if inst.Concurrency > 0 {
 		concurrency = inst.Concurrency
 	}
+	command, err := s.command(man)
+	if err != nil {
+		return supervisor.Spec{}, err
+	}
 	s.plugins.MarkStarted(instance, man.Hash)
 	return supervisor.Spec{
 		Instance:  instance,
 		Plugin:    man.Name,
 		Transport: transportOf(man),
-		Command:   workerCommand(man),
+		Command:   command,
 		Dir:       dirs.Data,
 		Env:       s.pythonPath(env, man),
 		Hello: supervisor.Hello{
@@ -96,9 +101,10 @@ func (s *specs) dirs(inst plugins.Instance) plugins.EnvDirs {
 	}
 }
 
-// Values of runtime in a manifest.
+// Values of runtime in a manifest that are not the default.
 const (
 	runtimeHTTP = "http"
+	runtimeExec = "exec"
 )
 
 // transportOf is the protocol that a plugin's worker speaks.
@@ -109,24 +115,32 @@ func transportOf(man plugins.Manifest) string {
 	return "native"
 }
 
-// workerCommand is the program of a worker: the manifest's own command, the HTTP
-// worker of the environment's base library, or the embedded runtime under the
-// environment's interpreter.
-func workerCommand(man plugins.Manifest) []string {
+// command is the program of a worker: our own for a program that is run per job,
+// the manifest's command, the HTTP worker of the environment's base library, or
+// the embedded runtime under the environment's interpreter.
+func (s *specs) command(man plugins.Manifest) ([]string, error) {
 	switch {
+	case man.Runtime == runtimeExec:
+		self, err := os.Executable()
+		if err != nil {
+			return nil, fmt.Errorf("cannot find the daemon's own program: %w", err)
+		}
+		spec := *man.Exec
+		spec.Command = man.Command // looked up on this machine
+		return execworker.Command(self, spec)
 	case len(man.Command) > 0:
-		return man.Command
+		return man.Command, nil
 	case man.Runtime == runtimeHTTP:
-		return cjmhttp.Command(man.PythonPath, man.Module, man.Class)
+		return cjmhttp.Command(man.PythonPath, man.Module, man.Class), nil
 	}
-	return []string{man.PythonPath, "-m", "cjmworker"}
+	return []string{man.PythonPath, "-m", "cjmworker"}, nil
 }
 
 // pythonPath puts the plugin's code, and before it the embedded runtime where
 // that is what runs, first.
 func (s *specs) pythonPath(env []string, man plugins.Manifest) []string {
 	dirs := man.CodeDirs
-	if transportOf(man) == "native" {
+	if man.Runtime != runtimeHTTP && man.Runtime != runtimeExec {
 		dirs = append([]string{s.runtime}, dirs...)
 	}
 	if len(dirs) == 0 {
@@ -153,7 +167,9 @@ func resourceLimits(man plugins.Manifest, inst plugins.Instance) supervisor.Reso
 	}
 	return supervisor.ResourceLimits{
 		MemoryMax: int64(resource.FromMB(float64(l.MemoryMaxMB))),
-		PidsMax:   l.PidsMax, NoFile: l.NoFile, Nice: l.Nice,
+		PidsMax:   l.PidsMax,
+		CPUWeight: l.CPUWeight, CPUMax: l.CPUMax, IOWeight: l.IOWeight,
+		NoFile: l.NoFile, Nice: l.Nice,
 	}
 }
 

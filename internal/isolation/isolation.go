@@ -14,11 +14,31 @@ import (
 
 // Spec is what one sandbox must hold.
 type Spec struct {
-	Name      string // unique per process: "<instance>.<generation>"
-	MemoryMax int64  // bytes, 0: no limit
-	PidsMax   int    // processes and threads, 0: no limit
-	NoFile    int    // open files of one process, 0: inherited
-	Nice      int    // 0: inherited
+	Name      string  // unique per process: "<instance>.<generation>"
+	MemoryMax int64   // bytes, 0: no limit
+	PidsMax   int     // processes and threads, 0: no limit
+	CPUWeight int     // share under load, 1 to 10000, 0: the kernel's 100
+	CPUMax    float64 // processors, 0: no limit
+	IOWeight  int     // share of the disks under load, 1 to 10000, 0: the kernel's 100
+	NoFile    int     // open files of one process, 0: inherited
+	Nice      int     // 0: inherited
+}
+
+// GroupLimits names the limits asked for that only a cgroup can hold.
+func (s Spec) GroupLimits() []string {
+	var names []string
+	for _, l := range []struct {
+		name  string
+		asked bool
+	}{
+		{"memory", s.MemoryMax > 0}, {"pids", s.PidsMax > 0}, {"cpu_weight", s.CPUWeight > 0},
+		{"cpu_max", s.CPUMax > 0}, {"io_weight", s.IOWeight > 0},
+	} {
+		if l.asked {
+			names = append(names, l.name)
+		}
+	}
+	return names
 }
 
 // Fact is one row of the isolation report: what was asked, what holds, and how

@@ -254,7 +254,7 @@ func TestSchema_AgreesWithTheParser(t *testing.T) {
 		"secrets":       {`[]`, `["A"]`, `["a b"]`, `[""]`, `[{"name":"A"}]`, `[{"name":"A","required":false,"description":"d"}]`, `[{"required":true}]`, `[{"name":"A","x":1}]`, `["LISTEN_PID"]`, `[1]`, `"A"`, `null`},
 		"concurrency":   {`1`, `1024`, `1025`, `0`, `-1`, `1.5`, `2.0`, `"1"`, `null`},
 		"isolation":     {`{}`, `{"tier":"auto"}`, `{"tier":"3"}`, `{"tier":3}`, `{"tier":"4"}`, `{"require":["memory","gpu"]}`, `{"require":["soul"]}`, `{"require":"memory"}`, `{"x":1}`},
-		"limits":        {`{}`, `{"memory_max_mb":1}`, `{"memory_max_mb":0}`, `{"nice":-20}`, `{"nice":20}`, `{"nofile":15}`, `{"pids_max":1.5}`, `{"x":1}`},
+		"limits":        {`{}`, `{"memory_max_mb":1}`, `{"memory_max_mb":0}`, `{"nice":-20}`, `{"nice":20}`, `{"nofile":15}`, `{"cpu_max":0.5,"cpu_weight":10000,"io_weight":1}`, `{"cpu_max":0}`, `{"cpu_weight":10001}`, `{"pids_max":1.5}`, `{"x":1}`},
 		"retry":         {`{"max_attempts":1}`, `{"max_attempts":0}`, `{"max_attempts":101}`, `{"max":1}`},
 		"timeouts":      {`{"run":"30s"}`, `{"run":"1h30m"}`, `{"run":"0s"}`, `{"run":"0h0.0s"}`, `{"run":".5s"}`, `{"run":"-1s"}`, `{"run":"30"}`, `{"run":30}`, `{"run":"1d"}`, `{"run":""}`, `{"run":null}`, `{"wait":"1s"}`},
 		"whatever":      {`1`},

@@ -143,6 +143,9 @@ func readBounds(f *fields, m *Manifest) {
 	if l, ok := f.object("limits"); ok {
 		m.Limits.MemoryMaxMB = int64(l.integer("memory_max_mb", 1, 1<<30))
 		m.Limits.PidsMax = l.integer("pids_max", 1, 1<<22)
+		m.Limits.CPUWeight = l.integer("cpu_weight", 1, 10_000)
+		m.Limits.CPUMax = l.number("cpu_max", 0.01)
+		m.Limits.IOWeight = l.integer("io_weight", 1, 10_000)
 		m.Limits.NoFile = l.integer("nofile", 16, 1<<30)
 		m.Limits.Nice = l.integer("nice", -20, 19)
 		l.strict()

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"time"
 
+	"github.com/cjmd/cjmd/internal/execspec"
 	"github.com/cjmd/cjmd/internal/resource"
 )
 
@@ -27,6 +28,9 @@ type Manifest struct {
 	Module     string
 	Class      string
 	Command    []string // native programs that are no Python, and exec
+	// Exec is how a program of runtime exec is used; nil otherwise. Its Command is
+	// the one above.
+	Exec *execspec.Spec
 	// Adapters are "module:Class" of the task adapters that a worker binds to its
 	// plugin. Catalog.Instance adds installed ones that fit.
 	Adapters []string
@@ -113,10 +117,13 @@ func (i Instance) PlacementOf(m Manifest) Placement {
 
 // Limits of a worker's process tree; zero means none.
 type Limits struct {
-	MemoryMaxMB int64 `json:"memory_max_mb,omitempty"`
-	PidsMax     int   `json:"pids_max,omitempty"`
-	NoFile      int   `json:"nofile,omitempty"`
-	Nice        int   `json:"nice,omitempty"`
+	MemoryMaxMB int64   `json:"memory_max_mb,omitempty"`
+	PidsMax     int     `json:"pids_max,omitempty"`
+	CPUWeight   int     `json:"cpu_weight,omitempty"`
+	CPUMax      float64 `json:"cpu_max,omitempty"` // processors
+	IOWeight    int     `json:"io_weight,omitempty"`
+	NoFile      int     `json:"nofile,omitempty"`
+	Nice        int     `json:"nice,omitempty"`
 }
 
 // Timeouts of a plugin; zero means the daemon's default.

@@ -83,7 +83,9 @@ func (w *worker) spawn(ctx context.Context, gen int) (*process, *StartError) {
 	}
 	sb, err := tier.Prepare(ctx, isolation.Spec{
 		Name:      fmt.Sprintf("%s.%d", w.name, gen),
-		MemoryMax: spec.Limits.MemoryMax, PidsMax: spec.Limits.PidsMax, NoFile: spec.Limits.NoFile, Nice: spec.Limits.Nice,
+		MemoryMax: spec.Limits.MemoryMax, PidsMax: spec.Limits.PidsMax,
+		CPUWeight: spec.Limits.CPUWeight, CPUMax: spec.Limits.CPUMax, IOWeight: spec.Limits.IOWeight,
+		NoFile: spec.Limits.NoFile, Nice: spec.Limits.Nice,
 	})
 	if err != nil {
 		return nil, fail("sandbox", err)
@@ -175,6 +177,9 @@ func (p *process) missing() error {
 	var errs []error
 	for _, want := range p.spec.Isolation.Require {
 		why := "tier " + p.tier + " does not have it"
+		if l := p.spec.Limits; want == "memory" && l.MemoryMax == 0 || want == "pids" && l.PidsMax == 0 {
+			why = "no such limit is set (limits of the manifest or the instance)"
+		}
 		held := false
 		for _, f := range p.report {
 			if f.Mechanism == want {

@@ -40,10 +40,13 @@ type IsolationWish struct {
 
 // ResourceLimits apply to the whole process tree where the tier can hold them.
 type ResourceLimits struct {
-	MemoryMax int64 `json:"memory_max,omitempty"` // bytes
-	PidsMax   int   `json:"pids_max,omitempty"`
-	NoFile    int   `json:"nofile,omitempty"`
-	Nice      int   `json:"nice,omitempty"`
+	MemoryMax int64   `json:"memory_max,omitempty"` // bytes
+	PidsMax   int     `json:"pids_max,omitempty"`
+	CPUWeight int     `json:"cpu_weight,omitempty"`
+	CPUMax    float64 `json:"cpu_max,omitempty"` // processors
+	IOWeight  int     `json:"io_weight,omitempty"`
+	NoFile    int     `json:"nofile,omitempty"`
+	Nice      int     `json:"nice,omitempty"`
 }
 
 // Catalog resolves an instance to what runs it. devices are the accelerators

@@ -40,16 +40,15 @@ type sandbox struct {
 // Report adds every limit that was asked for and that this tier does not hold.
 func (s *sandbox) Report() []isolation.Fact {
 	facts := s.Sandbox.Report()
-	for _, limit := range []struct {
-		name  string
-		asked bool
-	}{
-		{"memory", s.spec.MemoryMax > 0}, {"pids", s.spec.PidsMax > 0},
-		{"nofile", s.spec.NoFile > 0}, {"nice", s.spec.Nice != 0},
-	} {
-		if limit.asked {
-			facts = append(facts, isolation.Fact{Mechanism: limit.name, Requested: true, Detail: "tier none holds no limits"})
-		}
+	asked := s.spec.GroupLimits()
+	if s.spec.NoFile > 0 {
+		asked = append(asked, "nofile")
+	}
+	if s.spec.Nice != 0 {
+		asked = append(asked, "nice")
+	}
+	for _, name := range asked {
+		facts = append(facts, isolation.Fact{Mechanism: name, Requested: true, Detail: "tier none holds no limits"})
 	}
 	return facts
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cjmd/cjmd/internal/isolation"
 	"github.com/cjmd/cjmd/internal/isolation/basic"
+	"github.com/cjmd/cjmd/internal/isolation/contained"
 	"github.com/cjmd/cjmd/internal/isolation/none"
 	"github.com/cjmd/cjmd/internal/isolation/reexec"
 	"github.com/cjmd/cjmd/internal/isolation/tiertest"
@@ -27,9 +28,9 @@ func TestMain(m *testing.M) {
 // quickExit keeps the race detector from sleeping a second at the end of every helper process.
 func quickExit() []string { return []string{"GORACE=atexit_sleep_ms=0"} }
 
-// Both tiers of this package's scope, by every way to end a tree.
+// Every tier by every way to end a tree.
 func TestTiers(t *testing.T) {
-	for name, tier := range map[string]func(*tree.Host) isolation.Tier{"none": none.New, "basic": basic.New} {
+	for name, tier := range map[string]func(*tree.Host) isolation.Tier{"none": none.New, "basic": basic.New, "contained": contained.New} {
 		for _, s := range []tree.Strategy{tree.Cgroup, tree.PIDNS, tree.Subreaper} {
 			t.Run(name+"/"+string(s), func(t *testing.T) {
 				tiertest.Run(t, func(t *testing.T) isolation.Tier { return tier(newHost(t, s)) })

@@ -44,7 +44,7 @@ func cgroupParent() (string, error) {
 		return "", fmt.Errorf("cannot read the mount table: %w", err)
 	}
 	defer f.Close()
-	own := proc.Cgroup(os.Getpid())
+	own := ownCgroup()
 	if own == "" {
 		return "", errors.New("no cgroup v2 hierarchy")
 	}
@@ -93,6 +93,7 @@ func (h *Host) probeCgroupLocked(ctx context.Context) (err error) {
 		return err
 	}
 	h.base = base
+	h.enableControllers(parent, base)
 	return nil
 }
 
@@ -139,6 +140,9 @@ func (h *Host) newLeaf(base, name string, c Confine) (*leaf, error) {
 	}
 	return &leaf{h: h, dir: dir, fd: fd, name: name, c: c}, nil
 }
+
+// Dir implements Group.
+func (l *leaf) Dir() string { return l.dir }
 
 func (l *leaf) Start(cmd *exec.Cmd) error {
 	cmd.Env = cleanEnv(cmd.Env, l.h.marker(l.name))

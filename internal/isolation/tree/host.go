@@ -74,6 +74,7 @@ type Host struct {
 	mu       sync.Mutex
 	chosen   Strategy          // guarded by mu; "" before the first probe
 	rejected map[string]string // guarded by mu; strategy → why not
+	missing  map[string]string // guarded by mu; controller → why not
 	base     string            // guarded by mu; cgroup directory of this Host
 	guard    *guard            // guarded by mu; nil before the first sandbox
 	closed   bool              // guarded by mu
