@@ -1,5 +1,6 @@
-// Package pysdk carries the Python worker runtime inside the binary and puts it
-// on disk where Python can import it. It knows no worker and starts nothing.
+// Package pysdk carries the Python worker runtime, and the package that plugin
+// authors import, inside the binary and puts them on disk where Python can
+// import them. It knows no worker and starts nothing.
 package pysdk
 
 import (
@@ -16,7 +17,7 @@ import (
 	"syscall"
 )
 
-//go:embed cjmworker/*.py cjmworker_check.py
+//go:embed cjmworker/*.py cjmd/*.py cjmworker_check.py
 var sources embed.FS
 
 // Extract writes the runtime below dir and returns the directory to put on

@@ -26,13 +26,21 @@ class BadArguments(ValueError):
 class Outcome:
     """How a call ended: a JSON result, or an error record."""
 
-    __slots__ = ("payload", "code", "message", "data")
+    __slots__ = ("payload", "code", "message", "data", "error")
 
-    def __init__(self, payload: bytes = b"", code: int = 0, message: str = "", data: "Optional[dict]" = None) -> None:
+    def __init__(
+        self,
+        payload: bytes = b"",
+        code: int = 0,
+        message: str = "",
+        data: "Optional[dict]" = None,
+        error: "Optional[BaseException]" = None,
+    ) -> None:
         self.payload = payload
         self.code = code
         self.message = message
         self.data = data
+        self.error = error  # what the plugin raised
 
 
 def arguments(payload: bytes) -> "Tuple[list, dict]":
@@ -93,8 +101,8 @@ def failure(call: "Call", error: "Optional[BaseException]") -> Outcome:
     if call.cancelled or (is_cancel(error) and not isinstance(error, KeyboardInterrupt)):
         data["category"] = "cancelled"
         data["retriable"] = False
-        return Outcome(code=E_CANCELLED, message=message, data=data)
-    return Outcome(code=E_PLUGIN, message=message, data=data)
+        return Outcome(code=E_CANCELLED, message=message, data=data, error=error)
+    return Outcome(code=E_PLUGIN, message=message, data=data, error=error)
 
 
 def _run_user(
