@@ -310,10 +310,7 @@ func (c *Catalog) MarkStarted(id, hash string) {
 // the disk each time: an environment may be installed at any moment.
 func (c *Catalog) resolve(m Manifest) Manifest {
 	if len(m.Command) > 0 {
-		if prog, err := exec.LookPath(m.Command[0]); err == nil && !filepath.IsAbs(m.Command[0]) {
-			m.Command = append([]string{prog}, m.Command[1:]...)
-		}
-		return m
+		return c.resolveCommand(m)
 	}
 	if m.PythonPath == "" && c.o.EnvsDir != "" {
 		// Through the link: an environment that is made again while the worker
@@ -327,6 +324,29 @@ func (c *Catalog) resolve(m Manifest) Manifest {
 			m.PythonPath = python
 		}
 	}
+	return m
+}
+
+// resolveCommand looks a program without a path up: in the environment that the
+// installer made for the plugin, then on PATH.
+func (c *Catalog) resolveCommand(m Manifest) Manifest {
+	name := m.Command[0]
+	if filepath.IsAbs(name) {
+		return m
+	}
+	prog := ""
+	if c.o.EnvsDir != "" {
+		if env, err := filepath.EvalSymlinks(filepath.Join(c.o.EnvsDir, m.Name)); err == nil {
+			prog, _ = exec.LookPath(filepath.Join(env, "bin", name))
+		}
+	}
+	if prog == "" {
+		prog, _ = exec.LookPath(name)
+	}
+	if prog == "" {
+		return m
+	}
+	m.Command = append([]string{prog}, m.Command[1:]...)
 	return m
 }
 

@@ -258,11 +258,21 @@ func TestSchema_AgreesWithTheParser(t *testing.T) {
 		"retry":         {`{"max_attempts":1}`, `{"max_attempts":0}`, `{"max_attempts":101}`, `{"max":1}`},
 		"timeouts":      {`{"run":"30s"}`, `{"run":"1h30m"}`, `{"run":"0s"}`, `{"run":"0h0.0s"}`, `{"run":".5s"}`, `{"run":"-1s"}`, `{"run":"30"}`, `{"run":30}`, `{"run":"1d"}`, `{"run":""}`, `{"run":null}`, `{"wait":"1s"}`},
 		"whatever":      {`1`},
+		"exec": {`{}`, `null`, `[]`, `{"args":["{kwargs.a}",["-b","{kwargs.b}"],1,true]}`, `{"args":"x"}`, `{"args":[{}]}`, `{"args":[null]}`, `{"args":[[]]}`, `{"args":[[["x"]]]}`,
+			`{"stdin":"none"}`, `{"stdin":"json"}`, `{"stdin":"x"}`, `{"stdin":{"text":"t"}}`, `{"stdin":{"file":"f"}}`, `{"stdin":{}}`, `{"stdin":{"text":"t","file":"f"}}`, `{"stdin":{"x":1}}`, `{"stdin":7}`,
+			`{"stdout":"lines"}`, `{"stdout":"xml"}`, `{"stdout":""}`, `{"result":{"file":"a"}}`, `{"result":{}}`, `{"result":{"file":"a","type":"path"}}`, `{"result":{"file":"a","type":"png"}}`, `{"result":"a"}`,
+			`{"progress":[]}`, `{"progress":[{"pattern":"(?P<percent>x)"}]}`, `{"progress":[{"pattern":"x"}]}`, `{"progress":[{}]}`, `{"progress":[1]}`, `{"progress":[{"pattern":"(?P<done>x)","total":60}]}`,
+			`{"progress":[{"pattern":"(?P<done>x)","from":"tty"}]}`, `{"progress":[{"pattern":"(?P<done>x)","total":[]}]}`,
+			`{"exit_codes":{"1":"user_input","255":"oom"}}`, `{"exit_codes":{"0":"fatal"}}`, `{"exit_codes":{"256":"fatal"}}`, `{"exit_codes":{"x":"fatal"}}`, `{"exit_codes":{"1":"bad"}}`, `{"exit_codes":[]}`,
+			`{"cancel_signal":"TERM"}`, `{"cancel_signal":"KILL"}`, `{"allow_options":true}`, `{"allow_options":1}`, `{"shell":true}`},
 	}
 	var accepted, refused int
 	for key, values := range samples {
 		for _, value := range values {
 			doc := map[string]json.RawMessage{"format_version": json.RawMessage(`"3"`), "name": json.RawMessage(`"n"`), "module": json.RawMessage(`"m"`), "class": json.RawMessage(`"C"`)}
+			if key == "exec" {
+				doc["runtime"], doc["command"] = json.RawMessage(`"exec"`), json.RawMessage(`["/bin/true"]`)
+			}
 			doc[key] = json.RawMessage(value)
 			text, err := json.Marshal(doc)
 			require.NoError(t, err)

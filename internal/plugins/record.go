@@ -32,7 +32,6 @@ type EnvRecord struct {
 	// Source and Entry are the file and the name in it that asked for it.
 	Source    string    `json:"source"`
 	Entry     string    `json:"entry"`
-	Manifests []string  `json:"manifests"` // files written for it
 	CreatedAt time.Time `json:"created_at"`
 	Seconds   float64   `json:"seconds"`
 	Bytes     int64     `json:"bytes"`
@@ -52,9 +51,9 @@ func ReadEnvRecord(dir string) (EnvRecord, error) {
 	return r, nil
 }
 
-// ReadLock lists what is installed in the environment dir, as pip freeze does:
-// name==version, or name @ where it came from. It reads the disk and runs
-// nothing.
+// ReadLock lists what is installed in the environment dir: name==version, with
+// " @ " and where it came from unless that was an index. It reads the disk and
+// runs nothing.
 func ReadLock(dir string) ([]string, error) {
 	sites, err := filepath.Glob(filepath.Join(dir, "lib", "python*", "site-packages"))
 	if err != nil {
@@ -80,10 +79,9 @@ func ReadLock(dir string) ([]string, error) {
 			version, _, _ = strings.Cut(version, "-py") // of egg-info
 			name = strings.ToLower(strings.ReplaceAll(name, "_", "-"))
 			if from := directURL(filepath.Join(site, e.Name())); from != "" {
-				lock = append(lock, name+" @ "+from)
-			} else {
-				lock = append(lock, name+"=="+version)
+				version += " @ " + from
 			}
+			lock = append(lock, name+"=="+version)
 		}
 	}
 	slices.Sort(lock)
@@ -118,8 +116,8 @@ func LockHash(lock []string) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// lockDifference says in a few words what changed between two locks.
-func lockDifference(was, is []string) string {
+// LockChanges says what changed between two locks, one phrase a package.
+func LockChanges(was, is []string) []string {
 	old, now := byName(was), byName(is)
 	var words []string
 	for _, l := range is {
@@ -135,6 +133,12 @@ func lockDifference(was, is []string) string {
 			words = append(words, l+" is gone")
 		}
 	}
+	return words
+}
+
+// lockDifference is LockChanges in a few words.
+func lockDifference(was, is []string) string {
+	words := LockChanges(was, is)
 	if more := len(words) - 4; more > 0 {
 		words = append(words[:4], fmt.Sprintf("and %d more", more))
 	}
@@ -150,8 +154,7 @@ func byName(lock []string) map[string]string {
 }
 
 func distName(l string) string {
-	name, _, _ := strings.Cut(l, " @ ")
-	name, _, _ = strings.Cut(name, "==")
+	name, _, _ := strings.Cut(l, "==")
 	return name
 }
 

@@ -89,6 +89,15 @@ func scan(paths []string, now time.Time) found {
 	return out
 }
 
+// ReadManifest reads one manifest file. Errors as ParseManifest's, or the disk's.
+func ReadManifest(path string) (*Manifest, error) {
+	content, err := readBounded(path)
+	if err != nil {
+		return nil, err
+	}
+	return ParseManifest(path, content)
+}
+
 // readManifest reads one file; the entry has a name whatever happens.
 func readManifest(path string) (Plugin, error) {
 	p := Plugin{Path: path, Name: nameOf(path)}

@@ -30,7 +30,7 @@ func installedEnv(t *testing.T) (dir, python string) {
 	require.NoError(t, os.Symlink(base, filepath.Join(dir, "bin/python")))
 	lock, err := ReadLock(dir)
 	require.NoError(t, err)
-	require.Equal(t, []string{"humanize==4.9.0", "my-plugin @ git+https://example.org/my-plugin.git@abc123"}, lock)
+	require.Equal(t, []string{"humanize==4.9.0", "my-plugin==1.0 @ git+https://example.org/my-plugin.git@abc123"}, lock)
 	record, err := json.Marshal(EnvRecord{Format: 1, Env: "echo", Python: "3.11.7", Base: base, Lock: lock, LockHash: LockHash(lock)})
 	require.NoError(t, err)
 	put(filepath.Join(dir, EnvRecordFile), string(record))

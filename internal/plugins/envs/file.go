@@ -59,6 +59,8 @@ type Entry struct {
 	Category string
 	EnvVars  map[string]string
 	Adapters []string // "module:Class"
+
+	source string // the file; set by Plan
 }
 
 const maxFileBytes = 1 << 20
@@ -346,12 +348,7 @@ func (e *Entry) useManifest(o *object, key, path string) {
 			return
 		}
 	}
-	content, err := readBounded(path)
-	if err != nil {
-		o.fail(key, "%v", err)
-		return
-	}
-	m, err := plugins.ParseManifest(path, content)
+	m, err := plugins.ReadManifest(path)
 	if err != nil {
 		o.fail(key, "%v", err)
 		return
