@@ -18,7 +18,6 @@ type pool struct {
 	// wasSeen: in the reading before; fresh: it has just (re)appeared.
 	wasSeen, fresh bool
 	used           resource.Bytes // total minus free
-	gone           resource.Bytes // of workers that are no more, not back yet: releasing and quarantined
 	known          resource.Bytes // Σ of what our workers were measured to use
 	// foreign is what the listed processes use that are none of ours.
 	foreign resource.Bytes

@@ -107,9 +107,13 @@ func (l *loop) start(now time.Time, s *Start) {
 			l.admitNot = now.Add(admitPause)
 		}
 		l.ledger.release(string(s.Job))
+		in.oneByOne = false
 		if !resident && in.running == 0 && !in.loading {
 			l.gone(now, in)
 		}
+	}
+	if in.oneByOne { // there may be room for another
+		l.s.mail.ring()
 	}
 }
 
@@ -171,7 +175,7 @@ func (l *loop) startJob(now time.Time, in *inst, s *Start, resident, ready bool,
 	ctx, cancel := context.WithCancelCause(l.work)
 	r := &run{
 		s: l.s, in: in, id: s.Job, instance: in.name, timeouts: in.timeouts, submitter: job.Submitter, priority: job.Spec.Priority,
-		handle: handle, cancel: cancel, work: l.work, resident: ready, since: now, ticket: ticket, need: l.need(in),
+		handle: handle, cancel: cancel, work: l.work, resident: ready, since: now, ticket: ticket, need: l.grantedTo(in, s),
 	}
 	if t := l.troubles[s.Job]; t != nil {
 		r.trouble = *t

@@ -40,24 +40,20 @@ type inst struct {
 	canAsk    bool           // its plugin offers release()
 
 	// Where the worker sits and what it was seen to hold.
-	devices []resource.DeviceID
-	split   bool // its policy sets aside what the worker and what its jobs take apart
-	loaded  bool // it was seen ready since it was started
-	begun   bool // something of ours may have started it
-	use     map[resource.DeviceID]use
-	refs    map[resource.DeviceID]reference
-	pids    []int
-	loadUse map[resource.DeviceID]resource.Bytes // what it held when its load had ended
-	// most is what its allocators ever had of each device, by its own report.
-	most                    map[resource.DeviceID]resource.Bytes
-	loadRAM                 resource.Bytes
+	devices                 []resource.DeviceID
+	split                   bool // its policy sets aside what the worker and what its jobs take apart
+	loaded                  bool // it was seen ready since it was started
+	begun                   bool // something of ours may have started it
+	use                     map[resource.DeviceID]use
+	refs                    map[resource.DeviceID]reference
+	pids                    []int
 	meter                   meter
-	lastPriority            int                                  // of the job it ran last
-	stays                   map[resource.DeviceID]resource.Bytes // what its load took, where the claims say so by now
-	riseFrom                time.Time                            // begin of a load or run after a pause; zero when its memory was seen
+	lastPriority            int       // of the job it ran last
+	riseFrom                time.Time // begin of a load or run after a pause; zero when its memory was seen
 	riseBase                resource.Bytes
 	lingers                 time.Time // end of a run whose memory no reading has followed yet; zero: none
 	measureLoad             bool      // its load has the device to itself
+	oneByOne                bool      // its jobs start one a pass: they take unequal amounts
 	streak                  int       // starts in a row that went before an older job's
 	measuring               *run      // nil, or the run that has the device to itself
 	asked                   bool      // for release(), since it last ran
@@ -236,7 +232,7 @@ func (l *loop) gone(now time.Time, in *inst) {
 	}
 	in.live = false
 	if in.begun {
-		l.learnAtEnd(now, in)
+		l.teachAtEnd(now, in)
 		l.leave(now, in)
 	} else {
 		l.ledger.release(in.name)
@@ -245,8 +241,6 @@ func (l *loop) gone(now time.Time, in *inst) {
 	in.idleSince, in.residentSince = time.Time{}, time.Time{}
 	in.rss, in.rssBefore = 0, 0
 	in.devices, in.meter, in.lingers, in.lastPriority = nil, meter{}, time.Time{}, 0
-	clear(in.most)
-	clear(in.stays)
 	l.forgetClaims(in.name)
 }
 
@@ -323,8 +317,10 @@ func (l *loop) runEnded(r *run) {
 		l.troubleOf(now, r.id).vanished++
 	}
 	if r.reached && !r.lost {
-		in.ran(now, now.Sub(r.executing(now)), !r.clean)
+		in.ran(now, r, in.running+1)
 		in.asked = false
+	} else {
+		delete(in.meter.runs, r)
 	}
 	l.s.metrics.running.Set(float64(len(l.runs)))
 	if in.running == 0 {

@@ -36,6 +36,9 @@ func (l *loop) noteBound(d time.Duration) {
 	}
 }
 
+// lagKnown reports whether anything was seen of how late readings are.
+func (l *loop) lagKnown() bool { return len(l.lags) > 0 || l.lagBound > 0 }
+
 // allowance is how old what a reading shows may be: only one taken that long
 // after an end proves anything about what came after it.
 func (l *loop) allowance() time.Duration {
@@ -124,7 +127,7 @@ func (l *loop) useLingering(in *inst, claims []Claim) {
 // endLingering gives back what the reading has proved to be free or in use.
 func (l *loop) endLingering(now time.Time) {
 	for _, in := range l.order {
-		if in.lingers.IsZero() || now.Sub(in.lingers) < l.allowance() {
+		if in.lingers.IsZero() || l.snap.At.Sub(in.lingers) < l.allowance() {
 			continue
 		}
 		in.lingers = time.Time{}

@@ -18,11 +18,9 @@ type use struct {
 }
 
 // reference is the last reading that saw a worker's memory on a device: what
-// comes back after its end is measured against it.
-type reference struct {
-	free, others, foreign resource.Bytes
-	bytes                 resource.Bytes
-}
+// comes back after its end is measured against it. rest is what nobody accounted
+// for in it.
+type reference struct{ rest, bytes resource.Bytes }
 
 // placer and treeLister are what a supervisor offers besides Workers.
 type placer interface {
@@ -54,9 +52,11 @@ func (l *loop) foldSnapshot(now time.Time) {
 	if !l.snap.At.Equal(last) || l.lastMonitor != l.monitor {
 		l.lists = l.lists && l.lastMonitor == l.monitor
 		l.lastMonitor = l.monitor
+		l.noteCalls()
 		l.readDevices(now)
 		l.settleAll(now)
-		l.observePeaks(now)
+		l.closePools(now)
+		l.meterAll(now)
 		l.endLingering(now)
 	}
 	l.dropVictims()
@@ -91,13 +91,34 @@ func (l *loop) readDevices(now time.Time) {
 	}
 	l.claimDead()
 	for _, dev := range l.snap.Devices {
-		l.divide(now, l.pools[dev.ID])
+		l.divide(l.pools[dev.ID])
+	}
+}
+
+// closePools draws the line under a reading once it is known what came back of
+// ended workers: the rest is external, and what each worker's end will be
+// measured against.
+func (l *loop) closePools(now time.Time) {
+	for i := range l.snap.Devices {
+		p := l.pools[l.snap.Devices[i].ID]
+		p.external = max(p.used-p.known-l.leftOn(p.dev.ID), 0)
+		if p.fresh {
+			p.before = p.external
+		}
+		p.hold(now, l.movingOn(now, p))
 	}
 	for _, in := range l.order {
 		if in.live {
 			l.refer(in)
 		}
 	}
+}
+
+// movingOn reports whether memory of ours is on its way on a device.
+func (l *loop) movingOn(now time.Time, p *pool) bool {
+	return l.settlingOn(p.dev.ID) || p.restless.After(now) || slices.ContainsFunc(l.order, func(in *inst) bool {
+		return in.live && ((in.leaving() && in.use[p.dev.ID].bytes > 0) || (!in.loaded && slices.Contains(in.devices, p.dev.ID)))
+	})
 }
 
 // listProcesses indexes the reading's processes; everybody is a stranger until
@@ -147,17 +168,24 @@ func (l *loop) attribute(now time.Time, in *inst) {
 			}
 		}
 	}
-	if st.Usage != nil {
-		for name, n := range st.Usage.MaxDevices {
-			if dev, known := l.deviceNamed(name); known {
-				if in.most == nil {
-					in.most = make(map[resource.DeviceID]resource.Bytes)
-				}
-				in.most[dev] = resource.Bytes(n)
-			}
-		}
+	if u := st.Usage; u != nil {
+		in.meter.report(l.onDevices(u.Devices), l.onDevices(u.MaxDevices), u.Reported)
 	}
 	l.keepUse(in)
+}
+
+// onDevices resolves a worker's own figures.
+func (l *loop) onDevices(named map[string]int64) amounts {
+	if len(named) == 0 {
+		return nil
+	}
+	a := make(amounts, len(named))
+	for name, n := range named {
+		if dev, ok := l.deviceNamed(name); ok {
+			a[dev] = resource.Bytes(n)
+		}
+	}
+	return a
 }
 
 // keepUse takes over what was found. A worker that is not in the list is still
@@ -230,21 +258,17 @@ func (l *loop) deviceNamed(name string) (resource.DeviceID, bool) {
 	return "", false
 }
 
-// divide splits the use of one device: what our workers hold, what ended workers
-// have not given back, and the rest, which is external. What grew while a worker
+// divide says how much of a device our workers hold. What grew while a worker
 // loads or runs of which nobody reports anything (a blind one) is that worker's.
-func (l *loop) divide(now time.Time, p *pool) {
-	p.gone = l.leftOn(p.dev.ID)
+func (l *loop) divide(p *pool) {
 	var frozen, weight resource.Bytes
 	l.blind = l.blind[:0]
-	moving := l.settlingOn(p.dev.ID) || p.restless.After(now)
 	for _, in := range l.order {
 		if !in.live {
 			continue
 		}
 		u := in.use[p.dev.ID]
 		sits := slices.Contains(in.devices, p.dev.ID)
-		moving = moving || (in.leaving() && u.bytes > 0) || (sits && !in.loaded)
 		switch {
 		case u.source != "" && u.source != learn.SourceDelta:
 			p.known += u.bytes
@@ -255,7 +279,7 @@ func (l *loop) divide(now time.Time, p *pool) {
 			frozen += u.bytes
 		}
 	}
-	rest := max(p.used-p.known-p.gone-frozen, 0)
+	rest := max(p.used-p.known-l.leftOn(p.dev.ID)-frozen, 0)
 	p.known += frozen
 	if len(l.blind) == 0 || p.fresh {
 		p.base = rest
@@ -278,11 +302,6 @@ func (l *loop) divide(now time.Time, p *pool) {
 		in.use[p.dev.ID] = use{bytes: share, source: learn.SourceDelta}
 		l.ledger.measure(in.name, p.dev.ID, share, learn.SourceDelta)
 	}
-	p.external = max(p.used-p.known-p.gone, 0)
-	if p.fresh {
-		p.before = p.external
-	}
-	p.hold(now, moving)
 }
 
 // active reports whether the worker is loading or running something.
@@ -301,6 +320,6 @@ func (l *loop) refer(in *inst) {
 		if in.refs == nil {
 			in.refs = make(map[resource.DeviceID]reference)
 		}
-		in.refs[dev] = reference{free: p.dev.Free, others: p.known + p.gone - u.bytes, foreign: p.foreign, bytes: u.bytes}
+		in.refs[dev] = reference{rest: l.unexplained(p), bytes: u.bytes}
 	}
 }

@@ -77,7 +77,7 @@ func (l *loop) inherit(now time.Time, c resource.ClaimRecord) {
 	}
 	l.ledger.claims = append(l.ledger.claims, Claim{Owner: c.Owner, Kind: KindResident, Instance: c.Instance, Device: c.Device,
 		Bytes: c.Bytes, Phase: PhaseReleasing, Since: now})
-	l.settles = append(l.settles, &settle{instance: c.Instance, device: c.Device, since: now, lastUsed: -1})
+	l.settles = append(l.settles, &settle{instance: c.Instance, device: c.Device, since: now, before: -1, last: -1})
 }
 
 // journal writes down what the worker that is about to start was given. The

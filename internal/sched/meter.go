@@ -1,100 +1,86 @@
 package sched
 
 import (
-	"maps"
 	"time"
 
-	"github.com/cjmd/cjmd/internal/events"
 	"github.com/cjmd/cjmd/internal/resource"
 	"github.com/cjmd/cjmd/internal/sched/learn"
 	"github.com/cjmd/cjmd/internal/supervisor"
-	"go.uber.org/zap"
 )
 
-// meter follows one worker's memory through its load and its runs. What it saw
-// is learned with the first reading after their end, which may show what came
-// too late for the readings before.
+// amounts are bytes by device, the host among them.
+type amounts map[resource.DeviceID]resource.Bytes
+
+// raise makes each amount no less than the other's.
+func (a *amounts) raise(by amounts) {
+	for dev, n := range by {
+		if *a == nil {
+			*a = make(amounts, len(by))
+		}
+		if old, ok := (*a)[dev]; !ok || n > old {
+			(*a)[dev] = n
+		}
+	}
+}
+
+// meter is what is known of one worker's memory. A reading shows the machine at
+// some moment of the allowance before it was taken, so
+//
+//   - one taken before the first call shows no more than the load takes: a lower bound of it;
+//   - one taken an allowance after the load's end and before the first call shows just that;
+//   - one taken an allowance after the last run's end and before the next shows an
+//     idle worker: its load, and what it keeps of its runs;
+//   - any other may show all of it at once, and is a lower bound of the whole.
+//
+// Nothing is concluded beyond these. What a run takes is a peak of the whole less
+// the lower bound of the load, so that it is rather too much.
 type meter struct {
-	began    time.Time // of the load; zero when none is being measured
-	took     time.Duration
-	done     bool // the load has ended, at ended; what it took is learned with a reading that shows it
-	ended    time.Time
-	load     peaks
-	runs     peaks
-	most     int // runs at once since the worker was last idle
-	finished []ranRun
-	// seen is in.most as of what was learned last: a rise beyond it is a peak of
-	// what is being measured, however short it was.
-	seen map[resource.DeviceID]resource.Bytes
+	began, ended time.Time // of the load; zero when it was not ours to see, or lasts
+	took         time.Duration
+	taught       bool      // the load was learned
+	called       time.Time // begin of the first call; zero: none yet
+	quiet        time.Time // end of the last run
+
+	load   amounts // most that was seen before the first call
+	level  amounts // what the loaded worker holds, where that is certain; nil before
+	idle   amounts // what it held when it was last seen idle after a run; nil before
+	source string  // of the device's figures in load, level and idle
+	// bounded: the load was learned from idle as no more than that.
+	bounded bool
+
+	// told and says are what the worker itself reported before its first call, and
+	// last. top is the most its allocators had, as far as that has been taken note of.
+	told, says, top amounts
+
+	// crowd is the most runs at once since the worker was last seen without anything
+	// of a run: what it keeps may be of all of them.
+	crowd    int
+	runs     map[*run]*ranRun
+	finished []*ranRun // in order of their end, no reading has followed yet
 }
 
-// pending reports whether something has ended that no reading has followed yet.
-func (m *meter) pending() bool { return (m.done && !m.began.IsZero()) || len(m.finished) > 0 }
-
+// ranRun is one run as readings showed it.
 type ranRun struct {
-	at     time.Time
-	took   time.Duration
-	failed bool
+	begin, end time.Time
+	took       time.Duration
+	failed     bool
+	peak       amounts
+	source     string
+	readings   int  // that can show nothing but the run
+	told       bool // the worker itself reported its peak
+	crowd      int
 }
+
+// enoughReadings of a run show what it takes.
+const enoughReadings = 3
 
 // maxFinished bounds the runs that wait for one reading: a worker of very short
 // jobs teaches with some of them.
 const maxFinished = 32
 
-// peaks are the largest figures of several readings.
-type peaks struct {
-	dev      map[resource.DeviceID]resource.Bytes
-	source   string
-	ram      resource.Bytes
-	readings int
-}
-
-func (p *peaks) reset() {
-	clear(p.dev)
-	p.source, p.ram, p.readings = "", 0, 0
-}
-
-func (p *peaks) add(in *inst) {
-	p.readings++
-	p.ram = max(p.ram, in.rss)
-	for dev, u := range in.use {
-		if u.missed > 0 {
-			continue
-		}
-		if p.dev == nil {
-			p.dev = make(map[resource.DeviceID]resource.Bytes)
-		}
-		p.dev[dev] = max(p.dev[dev], u.bytes)
-		p.source = u.source
-	}
-	for dev, n := range in.most {
-		if n <= in.meter.seen[dev] {
-			continue
-		}
-		if p.dev == nil {
-			p.dev = make(map[resource.DeviceID]resource.Bytes)
-		}
-		p.dev[dev] = max(p.dev[dev], n)
-		p.source = learn.SourceWorker
-	}
-}
-
-// learned starts the next measurement.
-func (in *inst) learned() {
-	if len(in.most) > 0 {
-		in.meter.seen = maps.Clone(in.most)
-	}
-}
-
-// seen reports whether any memory of an accelerator was seen.
-func (p *peaks) seen() bool { return p.above(nil) > 0 }
-
-// above is the most that was used of one device beyond base.
-func (p *peaks) above(base map[resource.DeviceID]resource.Bytes) (most resource.Bytes) {
-	for dev, n := range p.dev {
-		most = max(most, n-base[dev])
-	}
-	return most
+// pending reports whether something has ended that no reading has followed yet.
+func (m *meter) pending() bool {
+	return (!m.taught && !m.began.IsZero() && !m.ended.IsZero()) || len(m.finished) > 0
 }
 
 // loadBegins starts the measurement of a load.
@@ -102,219 +88,258 @@ func (in *inst) loadBegins(now time.Time) {
 	in.meter = meter{began: now}
 	in.riseFrom, in.riseBase = now, 0
 	in.loaded = false
-	clear(in.loadUse)
-	clear(in.stays)
-	in.loadRAM = 0
 }
 
 // loadEnds notes that the worker is ready.
 func (in *inst) loadEnds(now time.Time, st *supervisor.Status) {
 	in.loaded = true
 	m := &in.meter
-	if m.began.IsZero() || m.done {
+	if m.began.IsZero() || !m.ended.IsZero() {
 		return
 	}
-	m.done, m.ended = true, now
+	m.ended = now
 	m.took = time.Duration(st.LoadMillis) * time.Millisecond
 	if m.took <= 0 {
 		m.took = now.Sub(m.began)
 	}
 }
 
-// ran notes the end of a run for a reading to come.
-func (in *inst) ran(now time.Time, took time.Duration, failed bool) {
-	if m := &in.meter; len(m.finished) < maxFinished {
-		m.finished = append(m.finished, ranRun{now, took, failed})
+// runOf is the account of a run that has begun; nil while its worker loads.
+func (m *meter) runOf(r *run) *ranRun {
+	if x := m.runs[r]; x != nil {
+		return x
 	}
+	begin := r.executing(time.Time{})
+	if begin.IsZero() || begin.Before(m.began) {
+		return nil
+	}
+	if m.runs == nil {
+		m.runs = make(map[*run]*ranRun)
+	}
+	x := &ranRun{begin: begin}
+	m.runs[r] = x
+	if m.called.IsZero() || begin.Before(m.called) {
+		m.called = begin
+	}
+	return x
 }
 
-// observePeaks folds a new reading into what is being measured. What it shows
-// is as old as the monitor's lag.
-func (l *loop) observePeaks(now time.Time) {
-	shown := now.Add(-l.lag)
-	for _, in := range l.order {
-		if !in.live {
+// ran notes the end of a run, for a reading to come; atOnce is how many there
+// were until then.
+func (in *inst) ran(now time.Time, r *run, atOnce int) {
+	m := &in.meter
+	m.crowd = max(m.crowd, atOnce)
+	x := m.runOf(r)
+	delete(m.runs, r)
+	m.quiet = now
+	if x == nil || len(m.finished) >= maxFinished {
+		return
+	}
+	x.end, x.took, x.failed = now, max(now.Sub(x.begin), 1), !r.clean
+	x.crowd = max(x.crowd, m.crowd)
+	m.finished = append(m.finished, x)
+}
+
+// seen is what a reading shows of the worker, and by what; nothing of one that
+// needs an accelerator and was seen on none.
+func (in *inst) seen() (a amounts, source string) {
+	a = make(amounts, len(in.use)+1)
+	for dev, u := range in.use {
+		if u.missed == 0 {
+			a[dev], source = u.bytes, u.source
+		}
+	}
+	if source == "" && in.demand.RequiresGPU {
+		return nil, ""
+	}
+	if in.rss > 0 {
+		a[resource.HostDevice] = in.rss
+	}
+	return a, source
+}
+
+// report takes the worker's own account of the accelerators: what it holds, and
+// the most it ever had.
+func (m *meter) report(says, top amounts, at time.Time) {
+	m.says = says
+	if m.called.IsZero() || at.Before(m.called) {
+		m.told = says
+		m.load.raise(says)
+		m.load.raise(top)
+		m.top.raise(top)
+		return
+	}
+	for dev, n := range top {
+		if n <= m.top[dev] {
 			continue
 		}
-		m := &in.meter
-		m.most = max(m.most, in.running)
-		inRun := in.running > 0 || len(m.finished) > 0
-		if !inRun || !in.loaded || (!m.began.IsZero() && (shown.Before(m.ended) || !m.load.seen())) {
-			m.load.add(in) // with the run's, where the load was too short to be seen alone
+		for _, x := range m.runs {
+			x.tell(dev, n)
 		}
-		if inRun {
-			m.runs.add(in)
+		for _, x := range m.finished {
+			x.tell(dev, n)
 		}
-		if m.done && now.Sub(m.ended) >= l.allowanceOf(in) {
-			l.learnLoad(now, in)
-		}
-		if m.began.IsZero() && len(m.finished) > 0 && now.Sub(m.finished[0].at) >= l.allowanceOf(in) {
-			l.learnRuns(now, in)
-		}
-		l.fitClaim(now, in)
+	}
+	m.top.raise(top)
+}
+
+// tell takes a peak by the worker's own account.
+func (x *ranRun) tell(dev resource.DeviceID, n resource.Bytes) {
+	x.peak.raise(amounts{dev: n})
+	x.told = true
+	if x.source == "" {
+		x.source = learn.SourceWorker
 	}
 }
 
-// learnAtEnd learns what is left to be learned of a worker that is gone.
-func (l *loop) learnAtEnd(now time.Time, in *inst) {
-	if in.meter.load.readings > 0 {
-		l.learnLoad(now, in)
-	}
-	if in.meter.runs.readings > 0 {
-		l.learnRuns(now, in)
+// noteCalls notes which runs have begun.
+func (l *loop) noteCalls() {
+	for _, r := range l.runs {
+		r.in.meter.runOf(r)
 	}
 }
 
-// learnLoad learns from a load that has ended.
-func (l *loop) learnLoad(now time.Time, in *inst) {
-	m := &in.meter
-	if !m.done || m.began.IsZero() {
-		return
-	}
-	m.began = time.Time{}
-	if in.measureLoad {
-		in.measureLoad, l.ledger.changed = false, true
-	}
-	if in.loadUse == nil {
-		in.loadUse = make(map[resource.DeviceID]resource.Bytes)
-	}
-	for dev, n := range m.load.dev {
-		if n > 0 {
-			in.loadUse[dev] = n
+// meterAll folds a new reading into what is known of every worker.
+func (l *loop) meterAll(now time.Time) {
+	for _, in := range l.order {
+		if in.live {
+			l.meterOne(now, in)
 		}
 	}
-	in.loadRAM = m.load.ram
-	in.learned()
-	l.teach(now, in, func(p *learn.Profile) {
-		p.Observe(learn.Sample{Phase: learn.Load, At: now, Duration: m.took, VRAM: m.load.above(nil), Source: in.gpuSource(&m.load), RAM: m.load.ram})
-	})
 }
 
-// gpuSource says what measured the peaks. A worker that asks for no accelerator
-// teaches nothing about one, and one that was not seen there has not been measured.
-func (in *inst) gpuSource(p *peaks) string {
-	if !in.demand.RequiresGPU || len(in.loadUse) == 0 {
-		return ""
-	}
-	return p.source
-}
-
-// learnRuns learns from the runs that have ended since the reading before.
-func (l *loop) learnRuns(now time.Time, in *inst) {
-	m := &in.meter
-	if len(m.finished) == 0 {
-		return
-	}
-	share := resource.Bytes(max(m.most, 1))
-	s := learn.Sample{Phase: learn.Run, At: now, VRAM: m.runs.above(in.loadUse) / share, Source: in.gpuSource(&m.runs)}
-	if in.loadRAM > 0 {
-		s.RAM, s.HasRAM = max(m.runs.ram-in.loadRAM, 0)/share, true
-	}
-	l.teach(now, in, func(p *learn.Profile) {
-		for _, r := range m.finished {
-			s.Duration, s.Failed = max(r.took, 1), r.failed
-			p.Observe(s)
+func (l *loop) meterOne(now time.Time, in *inst) {
+	m, at, lag := &in.meter, l.snap.At, l.allowanceOf(in)
+	a, source := in.seen()
+	m.crowd = max(m.crowd, in.running)
+	switch {
+	case m.called.IsZero() || at.Before(m.called):
+		m.load.raise(a)
+		if source != "" {
+			m.source = source
 		}
-	})
-	m.finished = m.finished[:0]
-	in.learned()
-	if in.running == 0 {
-		m.runs.reset()
-		m.most = 0
+		if !m.ended.IsZero() && at.Sub(m.ended) >= lag && len(a) > 0 {
+			m.level = a
+			l.fitClaim(in, a)
+		}
+	case in.running == 0 && at.Sub(m.quiet) >= lag && !in.leaving() && len(a) > 0:
+		l.rests(now, in, a, source)
+	}
+	for _, x := range m.runs {
+		x.see(a, source, m.crowd)
+		if at.Sub(x.begin) >= lag {
+			x.readings++
+		}
+	}
+	if !m.taught && !m.ended.IsZero() && at.Sub(m.ended) >= lag {
+		l.teachLoad(now, in)
+	}
+	m.finished = l.teachRuns(now, in, a, source, lag)
+	if in.running == 0 && !m.pending() && in.measuring != nil {
 		in.measuring = nil
 		l.ledger.changed = true
 	}
 }
 
-// fitClaim makes the resident claim of an idle worker what its load was seen to
-// take: its jobs bring claims of their own, and what it keeps of them is seen.
-// Not where the policy knows only whole needs.
-func (l *loop) fitClaim(now time.Time, in *inst) {
-	if in.idleSince.IsZero() || now.Sub(in.idleSince) < l.allowance() || !in.split || !in.loaded || in.active() || in.leaving() || in.lingering() {
+// see adds a reading that may show the run.
+func (x *ranRun) see(a amounts, source string, crowd int) {
+	x.peak.raise(a)
+	x.crowd = max(x.crowd, crowd)
+	if source != "" {
+		x.source = source
+	}
+}
+
+// rests takes a reading of the idle worker. Where nothing is left of its runs
+// the reading shows what its load takes, and the next runs are told apart anew.
+func (l *loop) rests(now time.Time, in *inst, a amounts, source string) {
+	m := &in.meter
+	m.idle = a
+	if source != "" {
+		m.source = source
+	}
+	switch {
+	case m.level != nil:
+	case m.restsAtLoad(a):
+		m.level = make(amounts, len(a))
+		for dev, n := range a {
+			m.level[dev] = n - m.keeps(dev)
+		}
+		l.teachLevel(now, in, m.level)
+	case in.slotsTotal() == 1 && !m.bounded: // what it keeps is for the next run: one figure is enough
+		m.bounded = true
+		l.teachLevel(now, in, a)
+	}
+	if low, ok := m.low(); ok && m.within(a, low) {
+		m.crowd = 0
+	}
+	l.fitClaim(in, a)
+}
+
+// restsAtLoad reports whether the idle worker's reading tells what its load
+// takes: it is what the load was seen to take, or the worker itself says what it
+// keeps beside.
+func (m *meter) restsAtLoad(a amounts) bool {
+	return (len(m.load) > 0 && m.within(a, m.load)) || (len(m.told) > 0 && len(m.says) > 0)
+}
+
+// keeps is what the worker itself says that it keeps of its runs.
+func (m *meter) keeps(dev resource.DeviceID) resource.Bytes {
+	told, ok := m.told[dev]
+	if !ok {
+		return 0
+	}
+	return max(m.says[dev]-told, 0)
+}
+
+// within reports whether the accelerators' part of a is no more than b.
+func (m *meter) within(a, b amounts) bool {
+	for dev, n := range a {
+		if dev != resource.HostDevice && n > b[dev]+settleNoise {
+			return false
+		}
+	}
+	return true
+}
+
+// low is the most that is certain of what the load takes; false when nothing is.
+func (m *meter) low() (amounts, bool) {
+	switch {
+	case m.level != nil:
+		return m.level, true
+	case len(m.load) > 0:
+		low := make(amounts, len(m.load))
+		for dev, n := range m.load {
+			low[dev] = n
+			if i, ok := m.idle[dev]; ok { // a peak of the load is over by then
+				low[dev] = min(n, i)
+			}
+		}
+		return low, true
+	}
+	return nil, false
+}
+
+// fitClaim makes the resident claim of an idle worker what it holds: its jobs
+// bring claims of their own. What it keeps of them is seen, and is room for the
+// next. Not where the policy knows only whole needs.
+func (l *loop) fitClaim(in *inst, a amounts) {
+	if !in.split || !in.loaded || in.active() || in.leaving() {
 		return
 	}
-	for dev, n := range in.loadUse {
-		if in.asked { // it released memory, and takes it again when it runs
-			n = min(n, in.use[dev].bytes)
+	for dev, n := range a {
+		if dev == resource.HostDevice {
+			continue
+		}
+		at := l.ledger.find(in.name, KindResident, dev)
+		if at < 0 {
+			continue
+		}
+		if level, ok := in.meter.level[dev]; ok {
+			n = min(n, level)
+		} else {
+			n = min(n, l.ledger.claims[at].Bytes)
 		}
 		l.ledger.resize(in.name, dev, n)
-		if in.stays == nil {
-			in.stays = make(map[resource.DeviceID]resource.Bytes)
-		}
-		in.stays[dev] = n
 	}
-}
-
-// teach changes the profile of in's worker and has it stored.
-func (l *loop) teach(now time.Time, in *inst, change func(*learn.Profile)) {
-	k := l.keyOf(in)
-	if k.Plugin == "" || (in.demand.RequiresGPU && k.DeviceModel == "") {
-		return
-	}
-	p, ok := l.profiles[k]
-	if !ok {
-		p = learn.New(k)
-	}
-	change(&p)
-	l.profiles[k] = p
-	l.unsaved[k] = true
-}
-
-// saveEvery bounds how often profiles are stored; what a crash loses of them is
-// learned again.
-const saveEvery = 2 * time.Second
-
-// saveProfiles stores what was learned, with one event for each profile whose
-// figures moved.
-func (l *loop) saveProfiles(now time.Time, force bool) {
-	if len(l.unsaved) == 0 || l.saving || (!force && now.Sub(l.savedAt) < saveEvery) {
-		return
-	}
-	l.savedAt = now
-	var todo []learn.Profile
-	var drafts [][]events.Draft
-	for _, k := range sortedKeys(l.unsaved) {
-		p, ok := l.profiles[k]
-		if !ok {
-			continue
-		}
-		todo = append(todo, p)
-		e, old := p.Estimate(), l.toldProfile[k]
-		if e.Known == old.Known && near(e.ResidentVRAM, old.ResidentVRAM) && near(e.ExecuteVRAM, old.ExecuteVRAM) &&
-			near(e.ResidentRAM, old.ResidentRAM) && near(e.ExecuteRAM, old.ExecuteRAM) {
-			drafts = append(drafts, nil)
-			continue
-		}
-		l.toldProfile[k] = e
-		drafts = append(drafts, []events.Draft{{Kind: events.ProfileChanged, Data: map[string]any{
-			"plugin": k.Plugin, "config_hash": k.ConfigHash, "device_model": k.DeviceModel, "known": e.Known,
-			"resident_vram_bytes": e.ResidentVRAM, "execute_vram_bytes": e.ExecuteVRAM,
-			"resident_ram_bytes": e.ResidentRAM, "execute_ram_bytes": e.ExecuteRAM, "source": e.Source}}})
-	}
-	clear(l.unsaved)
-	if l.s.o.Profiles == nil {
-		for _, d := range drafts {
-			l.s.emit(d...)
-		}
-		return
-	}
-	l.saving = true
-	l.spawn(func() {
-		for i := range todo {
-			if err := l.s.o.Profiles.PutProfile(l.work, todo[i], drafts[i]...); err != nil && l.work.Err() == nil {
-				l.s.log.Warn("cannot store what was learned", zap.String("plugin", todo[i].Plugin), zap.Error(err))
-			}
-		}
-		l.s.mail.call(func(l *loop) {
-			if l != nil {
-				l.saving = false
-			}
-		})
-	})
-}
-
-// near reports whether two figures are close enough not to tell.
-func near(a, b resource.Bytes) bool {
-	d := max(a-b, b-a)
-	return d <= 64*resource.MiB || d*20 <= max(a, b)
 }

@@ -7,85 +7,138 @@ import (
 	"github.com/cjmd/cjmd/internal/sched/learn"
 )
 
-// trustedAfter is how many clean runs a profile needs before it outweighs what
-// the manifest asks for; until then the larger of the two counts.
-const trustedAfter = 3
+// appetite is what a worker of an instance takes of each of its devices.
+type appetite struct {
+	load resource.Bytes // a worker that has loaded, at most
+	one  resource.Bytes // with one job
+	more resource.Bytes // each further job at the same time
+	// floor is the author's word: what a worker takes with all of its jobs. It
+	// counts where it is more, until enough was measured.
+	floor resource.Bytes
+}
 
-// need says what one worker of the instance takes. Trust grows from what the
-// manifest says over what was learned to what the resident worker was seen to use.
-func (l *loop) need(in *inst) Need {
+// whole is what the worker takes with n jobs.
+func (a *appetite) whole(n int) resource.Bytes {
+	if n == 0 {
+		return a.load
+	}
+	return max(a.floor, a.load, a.one+resource.Bytes(n-1)*a.more)
+}
+
+// appetiteOf says what the instance takes of accelerators. Known is false when
+// nobody can tell; what was seen all the same is a lower bound then.
+func (l *loop) appetiteOf(in *inst, e learn.Estimate) (a appetite, source string, known bool) {
+	asked := in.demand.MinVRAM
+	a = appetite{load: max(asked, e.ResidentVRAM), one: max(asked, e.WholeVRAM), floor: asked}
+	switch {
+	case e.Known:
+		a.load, a.one, a.more = e.ResidentVRAM, e.WholeVRAM, e.ExecuteVRAM
+		if e.Trusted {
+			a.floor = 0
+		}
+		// A load that nobody saw by itself takes no more than the whole.
+		if !e.LoadSeen && !in.live && (e.ResidentVRAM == 0 || len(in.loads) > 0) {
+			a.load = max(a.one, a.floor)
+		}
+		return a, SourceProfile, true
+	case asked == 0:
+		a.load = a.one
+		return a, SourceNone, false
+	case e.WholeVRAM > asked:
+		a.more = e.ExecuteVRAM
+		return a, SourceProfile, true
+	}
+	return a, SourceManifest, true
+}
+
+// need says what one worker of the instance takes, and its next job. Trust grows
+// from what the manifest says over what was learned to what the resident worker
+// was seen to use.
+func (l *loop) need(in *inst) Need { n, _ := l.needs(in); return n }
+
+// needs is need; even reports whether every free slot would take as much.
+//
+// Invariant: the claims of a worker and its jobs are no less than what it is known
+// to take with so many of them. What its claims cover already (a generous resident
+// claim, a job that brought more than its part) its next job need not bring.
+func (l *loop) needs(in *inst) (n Need, even bool) {
 	d := in.demand
-	n := Need{GPU: d.RequiresGPU, ResidentRAM: d.MinRAM, Known: true, Source: SourceManifest}
+	n = Need{GPU: d.RequiresGPU, ResidentRAM: d.MinRAM, Known: true, Source: SourceManifest}
 	p, learned := l.profileOf(in)
 	var e learn.Estimate
 	if learned {
 		e = p.Estimate()
 	}
 	if e.KnownRAM || p.ResidentRAM.OOMs+p.ExecuteRAM.OOMs > 0 {
-		n.ResidentRAM, n.ExecuteRAM = over(e.ResidentRAM, e.ExecuteRAM, d.MinRAM, p.Run.Count)
+		n.ResidentRAM, n.ExecuteRAM = e.ResidentRAM, e.ExecuteRAM
+		if p.ExecuteRAM.Samples < learn.TrustedAfter { // the author's word still counts
+			n.ExecuteRAM = max(n.ExecuteRAM, d.MinRAM-n.ResidentRAM)
+		}
 	}
 	if !n.GPU {
 		if e.KnownRAM {
 			n.Source = SourceProfile
 		}
-		return n
+		return n, true
 	}
 	n.Devices = max(d.Devices, 1)
-	n.ResidentVRAM = d.MinVRAM
-	n.Known = d.MinVRAM > 0
-	switch {
-	case e.Known:
-		n.ResidentVRAM, n.ExecuteVRAM = over(e.ResidentVRAM, e.ExecuteVRAM, d.MinVRAM, p.Run.Count)
-		n.Known, n.Source = true, SourceProfile
-	case n.Known && learned && p.ResidentVRAM.OOMs+p.ExecuteVRAM.OOMs > 0:
-		n.ResidentVRAM = max(n.ResidentVRAM, e.ResidentVRAM)
-		n.ExecuteVRAM = e.ExecuteVRAM
-		n.Source = SourceProfile
-	case !n.Known: // what was not enough is known at least: it is measured where there is more
-		n.Source = SourceNone
-		if learned && p.ResidentVRAM.OOMs+p.ExecuteVRAM.OOMs > 0 {
-			n.ResidentVRAM = max(e.ResidentVRAM, e.ExecuteVRAM)
-		}
-	}
-	if learned && n.Known { // it was measured on a device, so the whole of one is enough
-		if most := l.largest(); most > n.ResidentVRAM && most >= d.MinVRAM {
-			n.ExecuteVRAM = min(n.ExecuteVRAM, max(most-n.ResidentVRAM, p.ExecuteVRAM.Max))
-		}
-	}
-	// A loaded worker was seen: its job takes what its load left of the whole.
-	if used, ok := in.seenUse(); ok {
-		whole := n.ResidentVRAM + n.ExecuteVRAM
-		n.ResidentVRAM, n.ExecuteVRAM = used, max(whole-used, 0)
-		if n.Known {
+	var a appetite
+	a, n.Source, n.Known = l.appetiteOf(in, e)
+	claimed, jobs := a.load, 0
+	n.ResidentVRAM = a.load
+	if in.live {
+		jobs = in.running
+		n.ResidentVRAM, claimed = l.claimedBy(in)
+		if n.Known && (in.meter.level != nil || in.meter.idle != nil) {
 			n.Source = SourceMeasured
+		}
+	}
+	if !n.Known {
+		return n, true
+	}
+	n.ExecuteVRAM = max(a.whole(jobs+1)-claimed, 0)
+	next := max(a.whole(jobs+2)-claimed-n.ExecuteVRAM, 0)
+	return n, next == n.ExecuteVRAM
+}
+
+// grantedTo is the need of in's worker and the job that s starts, as set aside.
+func (l *loop) grantedTo(in *inst, s *Start) Need {
+	n := l.need(in)
+	n.ExecuteVRAM, n.ExecuteRAM = 0, 0
+	for i := range s.Claims {
+		switch c := &s.Claims[i]; {
+		case c.Kind != KindExecute:
+		case c.Device == resource.HostDevice:
+			n.ExecuteRAM = c.Bytes
+		default:
+			n.ExecuteVRAM = max(n.ExecuteVRAM, c.Bytes)
 		}
 	}
 	return n
 }
 
-// largest is the most that any device has to give beside what others use of it.
-func (l *loop) largest() (most resource.Bytes) {
-	for i := range l.devs {
-		most = max(most, l.devs[i].Total-l.devs[i].Margin-l.devs[i].External)
+// claimedBy is what in's worker claims of a device by itself and with its jobs;
+// the least over its devices.
+func (l *loop) claimedBy(in *inst) (resident, all resource.Bytes) {
+	first := true
+	for _, dev := range in.devices {
+		var r, x resource.Bytes
+		for i := range l.ledger.claims {
+			c := &l.ledger.claims[i]
+			if c.Instance != in.name || c.Device != dev || c.past() || c.own() {
+				continue
+			}
+			x += c.Bytes
+			if c.Kind == KindResident {
+				r += c.Bytes
+			}
+		}
+		if first || x < all {
+			resident, all = r, x
+		}
+		first = false
 	}
-	return most
-}
-
-// over is what was learned, and no less than the manifest's word before there
-// were enough runs.
-func over(resident, execute, asked resource.Bytes, runs int64) (resource.Bytes, resource.Bytes) {
-	if runs < trustedAfter {
-		execute = max(execute, asked-resident)
-	}
-	return resident, execute
-}
-
-// seenUse is what the worker's load was seen to take, and what it claims since.
-func (in *inst) seenUse() (most resource.Bytes, ok bool) {
-	for _, n := range in.stays {
-		most, ok = max(most, n), true
-	}
-	return most, ok && in.live
+	return resident, all
 }
 
 // profileOf finds what was learned about the instance: on the kind of device where
@@ -114,7 +167,7 @@ func (l *loop) profileOf(in *inst) (learn.Profile, bool) {
 	return best, found
 }
 
-func total(p learn.Profile) resource.Bytes { return p.ResidentVRAM.Estimate + p.ExecuteVRAM.Estimate }
+func total(p learn.Profile) resource.Bytes { return p.Estimate().WholeVRAM }
 
 // modelOf is the kind of the first of the devices that is in sight.
 func (l *loop) modelOf(devices []resource.DeviceID) string {

@@ -112,34 +112,43 @@ func (l *loop) noteOOM(now time.Time, in *inst, r *run) {
 	}
 }
 
-// oomOf says what had been set aside. The whole is to grow by a quarter: where the
-// worker's part is known the run's part carries the growth.
+// oomOf says what had been set aside. Of a run that was alone on its worker the
+// whole is to grow by a quarter, and by as much what each further run takes:
+// 1.25·(e + r/5) = 1.25·(e + r) − r. Of several each is to have a quarter more.
 func (l *loop) oomOf(now time.Time, in *inst, r *run, phase learn.Phase) learn.OOM {
 	o := learn.OOM{Phase: phase, Host: r.hostOOM || !in.demand.RequiresGPU, At: now}
 	resident, execute := r.need.ResidentRAM, r.need.ExecuteRAM
-	dev := resource.HostDevice
-	if !o.Host {
-		resident, execute = r.need.ResidentVRAM, r.need.ExecuteVRAM
-		if len(in.devices) > 0 {
-			dev = in.devices[0]
-			resident = max(resident, in.use[dev].bytes)
-		}
-		o.Limit = l.largest()
-		if v := l.viewOf(dev); v != nil && !r.need.Known { // it had all of it
-			resident = max(resident, v.Total-v.Margin-v.External)
-		}
-	} else {
+	if o.Host {
 		o.Limit = l.totalRAM
+	} else {
+		resident, execute = r.need.ResidentVRAM, r.need.ExecuteVRAM
+		o.Limit = l.largest()
+		for _, dev := range in.devices {
+			if phase == learn.Load || in.running == 0 {
+				resident = max(resident, in.use[dev].bytes-execute)
+			}
+			if v := l.viewOf(dev); v != nil && !r.need.Known { // it had all of it
+				resident = max(resident, v.Total-v.Margin-v.External)
+			}
+		}
 	}
-	if phase == learn.Load {
+	switch {
+	case phase == learn.Load:
 		o.Claimed = resident
-		return o
-	}
-	o.Claimed = execute + resident/5 // a quarter more of the whole: 1.25·(e + r/5) = 1.25·(e + r) − r
-	if o.Limit > 0 {
-		o.Limit = max(o.Limit-resident, 0)
+	case in.running == 0:
+		o.Claimed, o.Whole = execute+resident/5, resident+execute
+	default:
+		o.Claimed = execute
 	}
 	return o
+}
+
+// largest is the most that any device has to give beside what others use of it.
+func (l *loop) largest() (most resource.Bytes) {
+	for i := range l.devs {
+		most = max(most, l.devs[i].Total-l.devs[i].Margin-l.devs[i].External)
+	}
+	return most
 }
 
 func (l *loop) troubleOf(now time.Time, id jobs.ID) *trouble {

@@ -26,14 +26,23 @@ type settle struct {
 	since    time.Time // the worker's tree was gone
 	pids     []int
 	// ref is the last reading with the worker in it; judged is false where there
-	// is none (the worker was dead before it was seen, or nobody could say what
-	// it used): two equal readings must then do.
-	ref      reference
-	judged   bool
-	left     resource.Bytes // of ref.bytes, not back yet
-	lastUsed resource.Bytes
-	listed   time.Time // when a dead process of it was last listed
-	missing  bool      // quarantined
+	// is none: the worker was dead before it was seen, or nobody could say what it
+	// used. What is there of its memory is then part of what nobody accounts for.
+	ref    reference
+	judged bool
+	left   resource.Bytes // of ref.bytes, not back yet
+	// Of the unjudged: what nobody accounted for before the worker's end (-1: it was
+	// not read) and in the last reading.
+	before, last resource.Bytes
+	listed       time.Time // when a dead process of it was last listed
+	missing      bool      // quarantined
+}
+
+// unexplained is what is used of a device that nobody accounts for: no worker of
+// ours, no process that is listed, no memory that is known to be on its way back.
+// What live workers take and give back meanwhile does not move it.
+func (l *loop) unexplained(p *pool) resource.Bytes {
+	return p.used - p.known - p.foreign - l.leftOn(p.dev.ID)
 }
 
 // leave turns the claims of a worker that is gone into claims that are released
@@ -49,7 +58,7 @@ func (l *loop) leave(now time.Time, in *inst) {
 		}
 		p.restless = now.Add(settleCap)
 		s := &settle{instance: in.name, device: dev, since: now, ref: ref, judged: judged && ref.bytes > 0, left: ref.bytes,
-			pids: slices.Clone(in.pids), lastUsed: -1}
+			pids: slices.Clone(in.pids), before: l.unexplained(p), last: -1}
 		l.settles = append(l.settles, s)
 		l.ledger.claims = append(l.ledger.claims, Claim{Owner: in.name, Kind: KindResident, Instance: in.name, Device: dev,
 			Bytes: bytes, Measured: ref.bytes, Phase: PhaseReleasing, Since: now})
@@ -135,31 +144,49 @@ func (l *loop) settled(now time.Time, s *settle) bool {
 		s.listed = now
 	}
 	if s.judged {
-		return l.settledByDelta(now, s, p, listed)
+		return l.settledBySum(now, s, p, listed)
 	}
-	equal := s.lastUsed >= 0 && max(p.used-s.lastUsed, s.lastUsed-p.used) <= settleNoise
-	s.lastUsed = p.used
-	return !listed && equal && now.Sub(s.since) >= l.allowance()
+	return l.settledUnjudged(s, l.unexplained(p), listed)
+}
+
+// settledUnjudged compares what nobody accounts for in two readings. Equal ones
+// prove that nothing moves; that what they show is of after the worker's end
+// follows from the time or, while nobody knows how late readings are, from there
+// being no more than before it. Memory that stays is external from then on.
+func (l *loop) settledUnjudged(s *settle, n resource.Bytes, listed bool) bool {
+	equal := s.last >= 0 && max(n-s.last, s.last-n) <= settleNoise
+	s.last = n
+	if listed || !equal {
+		return false
+	}
+	return l.snap.At.Sub(s.since) >= l.allowance() || (!l.lagKnown() && s.before >= 0 && n <= s.before+settleNoise)
 }
 
 func (l *loop) listedOn(pid int, dev resource.DeviceID) bool {
 	return slices.ContainsFunc(l.byPID[pid], func(pr *resource.Process) bool { return pr.Device == dev })
 }
 
-// settledByDelta compares with the last reading that had the worker in it. A
-// reading that still lists it (monitors lag) takes that one's place.
-func (l *loop) settledByDelta(now time.Time, s *settle, p *pool, listed bool) bool {
-	others := p.known + l.leftOn(s.device) - s.left
+// settledBySum judges by what nobody accounts for: what there is more of it than in
+// the last reading with the worker in it is what the worker has not given back.
+// A reading that still lists it (monitors lag) takes that one's place.
+func (l *loop) settledBySum(now time.Time, s *settle, p *pool, listed bool) bool {
+	rest := l.unexplained(p) + s.left // as if nothing of it were known to be left
 	if listed {
-		if n := l.listedBytes(s); n >= s.ref.bytes {
-			s.ref = reference{free: p.dev.Free, others: others, foreign: p.foreign, bytes: n}
+		n := resource.Bytes(0)
+		for _, pid := range s.pids {
+			for _, pr := range l.byPID[pid] {
+				if pr.Device == s.device {
+					n += pr.Memory
+				}
+			}
+		}
+		if n >= s.ref.bytes { // it is among the foreign here
+			s.ref = reference{rest: rest, bytes: n}
 			s.left = n
 		}
 	} else {
-		grown := others - s.ref.others + max(p.foreign-s.ref.foreign, 0)
-		back := p.dev.Free - s.ref.free + grown
-		s.left = min(max(s.ref.bytes-back, 0), s.ref.bytes)
-		if float64(back) >= settleShare*float64(s.ref.bytes) {
+		s.left = min(max(rest-s.ref.rest, 0), s.ref.bytes)
+		if float64(s.ref.bytes-s.left) >= settleShare*float64(s.ref.bytes) {
 			s.left = 0
 			return true
 		}

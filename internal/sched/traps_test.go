@@ -374,8 +374,8 @@ func TestTrap_ALoadBetweenTwoReadingsIsNotMeasuredAsNothing(t *testing.T) {
 		if err != nil || len(p.Profiles) != 1 {
 			t.Fatal(p, err)
 		}
-		if x := p.Profiles[0]; x.ResidentVRAM.Estimate < 6*gib || x.ResidentVRAM.Estimate+x.ExecuteVRAM.Estimate != 8*gib {
-			t.Errorf("profile %+v", x)
+		if x := p.Profiles[0]; x.ResidentVRAM.Estimate != 6*gib || p.Need.ResidentVRAM+p.Need.ExecuteVRAM != 8*gib {
+			t.Errorf("need %+v, profile %+v", p.Need, x)
 		}
 	})
 }

@@ -36,10 +36,10 @@ type Figure struct {
 // P95 of the recent samples; 0 when there are none.
 func (f Figure) P95() resource.Bytes { return percentile(f.Recent, 95) }
 
-func (f *Figure) observe(v resource.Bytes, failed bool) {
+func (f *Figure) observe(v resource.Bytes, clean bool) {
 	v = min(max(v, 0), ceiling)
 	f.Max = max(f.Max, v)
-	if !failed {
+	if clean {
 		f.Recent = push(f.Recent, v)
 		f.Samples++
 		f.Clean++
@@ -47,7 +47,7 @@ func (f *Figure) observe(v resource.Bytes, failed bool) {
 	switch {
 	case v > f.Estimate:
 		f.Estimate, f.Clean = v, 0
-	case !failed && f.Clean > settleAfter:
+	case clean && f.Clean > settleAfter:
 		floor := slices.Max(f.Recent)
 		if gap := f.Estimate - floor; gap > 0 {
 			f.Estimate -= min(gap, max(gap/fallShare, fallStep))

@@ -15,6 +15,11 @@ import (
 // config has its own, and some people change theirs all day.
 const MaxPerPlugin = 64
 
+// TrustedAfter is how many samples a figure needs before it outweighs what the
+// author said. Runs too short to be seen well make a worker's memory known, not
+// trusted, after as many of them.
+const TrustedAfter = 3
+
 // Sources of a measured figure.
 const (
 	SourceWorker = "worker" // the worker's own allocator
@@ -48,11 +53,19 @@ type Sample struct {
 	// again, once per job at most).
 	Duration time.Duration
 	VRAM     resource.Bytes // peak on one device, the largest over the worker's devices
-	Source   string         // of VRAM; "": it was not measured
-	RAM      resource.Bytes // peak of host memory; 0: not measured, unless HasRAM says so
-	HasRAM   bool
+	// Whole is what the worker held of that device with this run; 0: what is known
+	// of its load, and VRAM. Mixed says that nobody can tell the two apart: VRAM
+	// says nothing then.
+	Whole  resource.Bytes
+	Mixed  bool
+	Source string         // of VRAM and Whole; "": they were not measured
+	RAM    resource.Bytes // peak of host memory; 0: not measured, unless HasRAM says so
+	HasRAM bool
 	// Failed loads and runs may raise a figure, never lower one, and teach no times.
 	Failed bool
+	// Partial: there was more than was seen, or it was not alone. Such a sample may
+	// raise a figure; it never lowers one, and nothing is known or trusted by it.
+	Partial bool
 }
 
 // OOM is a load or run that ended because memory ran out.
@@ -61,6 +74,7 @@ type OOM struct {
 	Host    bool // host memory, not the device's
 	At      time.Time
 	Claimed resource.Bytes // what had been set aside for it
+	Whole   resource.Bytes // of a run: what had been set aside for it and its worker
 	Limit   resource.Bytes // no figure beyond this (what the device has); 0: none
 }
 
@@ -69,6 +83,7 @@ type Profile struct {
 	Key
 	ResidentVRAM Figure    `json:"resident_vram"`
 	ExecuteVRAM  Figure    `json:"execute_vram"`
+	WholeVRAM    Figure    `json:"whole_vram,omitzero"` // the worker with one run
 	ResidentRAM  Figure    `json:"resident_ram"`
 	ExecuteRAM   Figure    `json:"execute_ram"`
 	Load         Times     `json:"load"`
@@ -82,12 +97,18 @@ func New(k Key) Profile { return Profile{Key: k} }
 // Observe learns from s.
 func (p *Profile) Observe(s Sample) {
 	vram, ram, times := p.figures(s.Phase)
+	clean := !s.Failed && !s.Partial
 	if s.Source != "" {
-		vram.observe(s.VRAM, s.Failed)
-		vram.Source = s.Source
+		if s.Phase == Run {
+			p.observeWhole(&s, clean)
+		}
+		if s.Phase == Load || !s.Mixed {
+			vram.observe(s.VRAM, clean)
+			vram.Source = s.Source
+		}
 	}
 	if s.RAM > 0 || s.HasRAM {
-		ram.observe(s.RAM, s.Failed)
+		ram.observe(s.RAM, clean)
 	}
 	if s.Failed {
 		times.Failed++
@@ -97,7 +118,22 @@ func (p *Profile) Observe(s Sample) {
 	p.touch(s.At)
 }
 
-// OOM raises the figure that turned out too small. The failure itself, with what
+// observeWhole learns what a worker holds with one run. A profile that was made
+// from the two parts begins with their sum.
+func (p *Profile) observeWhole(s *Sample, clean bool) {
+	w := &p.WholeVRAM
+	if w.Samples == 0 && p.ExecuteVRAM.Samples > 0 {
+		w.Estimate = max(w.Estimate, p.ResidentVRAM.Estimate+p.ExecuteVRAM.Estimate)
+	}
+	whole := s.Whole
+	if whole == 0 {
+		whole = p.ResidentVRAM.Estimate + s.VRAM
+	}
+	w.observe(whole, clean)
+	w.Source = s.Source
+}
+
+// OOM raises the figures that turned out too small. The failure itself, with what
 // was seen of it, is for Observe.
 func (p *Profile) OOM(o OOM) {
 	vram, ram, _ := p.figures(o.Phase)
@@ -105,6 +141,9 @@ func (p *Profile) OOM(o OOM) {
 		ram.oom(o.Claimed, o.Limit)
 	} else {
 		vram.oom(o.Claimed, o.Limit)
+		if o.Phase == Run {
+			p.WholeVRAM.oom(o.Whole, o.Limit)
+		}
 	}
 	p.touch(o.At)
 }
@@ -124,14 +163,20 @@ func (p *Profile) touch(at time.Time) {
 
 // Estimate is what to set aside for the next worker and its jobs.
 type Estimate struct {
-	ResidentVRAM resource.Bytes // per device
-	ExecuteVRAM  resource.Bytes // per device and job
+	// ResidentVRAM is per device. Before a load was seen by itself it is no more
+	// than what it takes at least.
+	ResidentVRAM resource.Bytes
+	WholeVRAM    resource.Bytes // the worker with one job
+	ExecuteVRAM  resource.Bytes // each further job at the same time
 	ResidentRAM  resource.Bytes
 	ExecuteRAM   resource.Bytes
-	// Known: both figures of the device rest on at least one good load and run;
-	// KnownRAM likewise.
-	Known    bool
-	KnownRAM bool
+	// Known: WholeVRAM rests on a run that was seen well, or on several that were
+	// not; Trusted: on enough of the former to outweigh the author's word.
+	// KnownRAM: both figures of host memory rest on a good load and run.
+	Known, Trusted bool
+	KnownRAM       bool
+	// LoadSeen: ResidentVRAM is what a worker holds that has loaded and not run.
+	LoadSeen bool
 	Source   string // of the device's figures
 }
 
@@ -139,14 +184,19 @@ type Estimate struct {
 // memory alone tells that a guess was too small, not what would be enough.
 func (p Profile) Estimate() Estimate {
 	e := Estimate{
-		ResidentVRAM: p.ResidentVRAM.Estimate, ExecuteVRAM: p.ExecuteVRAM.Estimate,
+		ResidentVRAM: p.ResidentVRAM.Estimate, ExecuteVRAM: p.ExecuteVRAM.Estimate, WholeVRAM: max(p.WholeVRAM.Estimate, p.ResidentVRAM.Estimate),
 		ResidentRAM: p.ResidentRAM.Estimate, ExecuteRAM: p.ExecuteRAM.Estimate,
-		Known:    p.ResidentVRAM.Samples > 0 && p.ExecuteVRAM.Samples > 0,
+		Known:    p.WholeVRAM.Samples > 0 || (p.WholeVRAM.Max > 0 && p.Run.Count >= TrustedAfter),
+		Trusted:  p.WholeVRAM.Samples >= TrustedAfter,
 		KnownRAM: p.ResidentRAM.Samples > 0 && p.ExecuteRAM.Samples > 0,
+		LoadSeen: p.ResidentVRAM.Samples > 0,
 		Source:   p.ResidentVRAM.Source,
 	}
 	if e.Source == "" {
-		e.Source = p.ExecuteVRAM.Source
+		e.Source = p.WholeVRAM.Source
+	}
+	if p.ExecuteVRAM.Max == 0 && p.ExecuteVRAM.Samples == 0 { // never told apart from its worker
+		e.ExecuteVRAM = max(e.ExecuteVRAM, e.WholeVRAM)
 	}
 	return e
 }

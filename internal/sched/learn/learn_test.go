@@ -47,8 +47,8 @@ func TestProfile_KnowsAfterOneGoodLoadAndRun(t *testing.T) {
 	require.False(t, p.Estimate().Known)
 	p.Observe(run(gib))
 	require.Equal(t, learn.Estimate{
-		ResidentVRAM: 6 * gib, ExecuteVRAM: 9*gib + 9*gib/4, ResidentRAM: gib, ExecuteRAM: gib / 2,
-		Known: true, KnownRAM: true, Source: learn.SourceNVML,
+		ResidentVRAM: 6 * gib, ExecuteVRAM: 9*gib + 9*gib/4, WholeVRAM: 15*gib + 15*gib/4, ResidentRAM: gib, ExecuteRAM: gib / 2,
+		Known: true, KnownRAM: true, LoadSeen: true, Source: learn.SourceNVML,
 	}, p.Estimate())
 }
 
