@@ -14,7 +14,7 @@ from ._slots import RUNTIME_DIR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Optional
+    from typing import Any, Callable, Dict
 
     from ._calls import Call
     from ._server import Server

@@ -247,6 +247,8 @@ class Server:
 
     def exit(self) -> None:
         self._busy = False
+        if "signal" in sys.modules:  # asyncio takes the wake-up away and does not give it back
+            self._doorbell.hear_signals()
 
     # -- work of the main thread -----------------------------------------------
 

@@ -122,6 +122,10 @@ class Slot:
                 _signal.pthread_kill(self.ident, INTERRUPT_SIGNAL)
             else:
                 self._push(call)
+                # A sleep ends for a handler that raises, and the plugin's own handler
+                # meets the exception that was pushed. Without one the signal would kill.
+                if self._pushed and self.is_main and callable(_signal.getsignal(INTERRUPT_SIGNAL)):
+                    _signal.pthread_kill(self.ident, INTERRUPT_SIGNAL)
             sleep(_AGAIN)
 
     def _push(self, call: "Any") -> None:
