@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from .harness import WorkerTest
 
@@ -247,7 +248,7 @@ class Execute(WorkerTest):
         w = self.loaded(ECHO)
         w.execute("j")
         usage = w.said("usage")
-        peak = int(open("/proc/%d/status" % w.process.pid).read().partition("VmHWM:")[2].split()[0]) * 1024
+        peak = int(Path("/proc/%d/status" % w.process.pid).read_text().partition("VmHWM:")[2].split()[0]) * 1024
         self.assertAlmostEqual(usage[0].params["max_rss"], peak, delta=4 << 20)
         self.assertEqual(usage[0].params["devices"], {})
 
