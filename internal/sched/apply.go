@@ -186,7 +186,7 @@ func (l *loop) startJob(now time.Time, in *inst, s *Start, resident, ready bool,
 	}
 	in.running++
 	in.idleSince = time.Time{}
-	in.uses.add(now, 1)
+	in.uses.began(now)
 	in.lastPriority = r.priority
 	if s.Measure {
 		in.measuring = r

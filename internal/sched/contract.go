@@ -52,6 +52,8 @@ type View struct {
 	// next one is allowed. A device that is absent has the whole budget.
 	SwapsLeft  map[resource.DeviceID]int
 	SwapsAgain map[resource.DeviceID]time.Time
+	// Shadow is the reservation of the plan before; nil: there was none.
+	Shadow *Shadow
 	// MonitorInstance serves the registered monitor: its worker is never a victim.
 	MonitorInstance string
 
@@ -89,7 +91,7 @@ type GroupView struct {
 	Queued             int // all its pending jobs, also those beyond Ready
 	ResidentSince      time.Time
 	LastUsed           time.Time
-	Uses               float64       // decayed uses per hour
+	Uses               float64       // per hour: how often it was wanted again after a rest, lately
 	LoadTime           time.Duration // learned; 0: unknown
 	RunTime            time.Duration // median; 0: unknown
 	RunTimeP90         time.Duration

@@ -1,6 +1,7 @@
 package sched
 
 import (
+	"math"
 	"time"
 
 	"github.com/cjmd/cjmd/internal/resource"
@@ -188,23 +189,41 @@ func (l *loop) keyOf(in *inst) learn.Key {
 	return k
 }
 
-// uses is how often an instance was used per hour, decayed.
+// uses is how often an instance was wanted again per hour, lately, after its jobs
+// had all been done: a hundred jobs at once are one use.
 type uses struct {
-	n  float64
-	at time.Time
+	n      float64 // decayed to at
+	at     time.Time
+	first  time.Time
+	rested bool // nothing of it ran or waited since the newest
 }
 
 // usesHalf is how long half of an instance's uses take to be forgotten.
 const usesHalf = time.Hour
 
-func (u *uses) add(now time.Time, n float64) {
-	u.n = u.now(now) + n
-	u.at = now
+// usesFrom is the least time over which a rate is taken: two uses in the first
+// second are no habit.
+const usesFrom = 5 * time.Minute
+
+// began notes the start of a job.
+func (u *uses) began(now time.Time) {
+	switch {
+	case u.first.IsZero():
+		u.first = now
+	case !u.rested:
+		return
+	}
+	u.n = u.n*decay(now.Sub(u.at), usesHalf) + 1
+	u.at, u.rested = now, false
 }
 
+// now is the rate per hour. The decayed count is what a steady rate would have
+// left of it since the first use.
 func (u *uses) now(now time.Time) float64 {
 	if u.n == 0 {
 		return 0
 	}
-	return u.n * decay(now.Sub(u.at), usesHalf)
+	over := max(now.Sub(u.first), usesFrom)
+	steady := usesHalf.Hours() / math.Ln2 * (1 - decay(over, usesHalf))
+	return u.n * decay(now.Sub(u.at), usesHalf) / steady
 }

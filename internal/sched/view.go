@@ -38,7 +38,7 @@ func (l *loop) view(now time.Time) View {
 		Now: now, Snapshot: l.snap, Fresh: l.fresh, Monitor: l.monitor,
 		Groups: l.groups, Claims: l.viewClaims(),
 		FreeRAM: l.freeRAM, TotalRAM: l.totalRAM, DevFree: l.devFree,
-		Devices: l.devs, Running: l.runViews(), Share: l.share, Quota: l.quotas(l.groups),
+		Devices: l.devs, Running: l.runViews(), Shadow: l.shadow, Share: l.share, Quota: l.quotas(l.groups),
 		SwapsLeft: swapsLeft, SwapsAgain: swapsAgain, MonitorInstance: l.monitorInstance,
 		Slots: -1, SlotsMax: l.s.o.Slots,
 	}
@@ -68,6 +68,7 @@ func (l *loop) viewClaims() []Claim {
 func (l *loop) addWorkers(now time.Time) {
 	for _, in := range l.order {
 		if in.inView != l.views && (in.live || len(in.loads) > 0) {
+			in.uses.rested = in.uses.rested || in.running == 0
 			l.groups = append(l.groups, l.groupView(now, in, nil))
 		}
 	}

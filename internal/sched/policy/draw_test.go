@@ -55,6 +55,9 @@ func drawBox(t *rapid.T) *box {
 	for i := range rapid.IntRange(1, 7).Draw(t, "groups") {
 		drawGroup(t, b, fmt.Sprint("p", i))
 	}
+	if odds(t, 3, "reserved before") && len(b.v.Devices) > 0 {
+		b.v.Shadow = &sched.Shadow{Instance: "p1", Devices: []resource.DeviceID{dev(rapid.IntRange(0, len(b.v.Devices)-1).Draw(t, "reserved on"))}}
+	}
 	if odds(t, 4, "monitor's") {
 		b.v.MonitorInstance = "p0"
 	}

@@ -98,6 +98,7 @@ func (w *pass) foresee(a *ask) forecast {
 	if len(all) < a.want {
 		return forecast{}
 	}
+	stood := w.stood(a)
 	slices.SortStableFunc(all, func(x, y forecast) int {
 		switch {
 		case x.reachable != y.reachable:
@@ -107,7 +108,7 @@ func (w *pass) foresee(a *ask) forecast {
 		case x.at.IsZero() != y.at.IsZero():
 			return first(y.at.IsZero())
 		}
-		return x.at.Compare(y.at)
+		return stood(x).Compare(stood(y))
 	})
 	if a.want == 1 {
 		return all[0]
@@ -119,6 +120,27 @@ func (w *pass) foresee(a *ask) forecast {
 	slices.Sort(on)
 	return w.foreseeOn(a, on)
 }
+
+// stood returns the time by which forecasts of a are compared. The devices on
+// which a's reservation is count as ready a little earlier, so that predictions
+// that differ by little do not move it to and fro.
+func (w *pass) stood(a *ask) func(forecast) time.Time {
+	old := w.view.Shadow
+	if old == nil || old.Instance != a.g.Instance {
+		return func(f forecast) time.Time { return f.at }
+	}
+	on := w.places(old.Devices)
+	return func(f forecast) time.Time {
+		if overlaps(f.on, on) {
+			return f.at.Add(-shadowSlack)
+		}
+		return f.at
+	}
+}
+
+// shadowSlack is by how much another device must be ready earlier for a
+// reservation to move there.
+const shadowSlack = 15 * time.Second
 
 // foreseeOn lets what runs end in the predicted order, and idle workers go when
 // they may, until a fits on the given devices.
@@ -134,6 +156,9 @@ func (w *pass) foreseeOn(a *ask, on []int) forecast {
 	f.spare[h] = w.avail(a.group, host) + w.back(a.group, host) - w.takes(a, host, on)
 	f.hostShort = f.spare[h] < 0
 	w.listEvents(a, &f)
+	if !short(f.spare) && f.onItsWay(w, a) {
+		f.at = w.view.Now.Add(comingTakes)
+	}
 	f.reachable = true
 	for i := range w.events {
 		if !a.measure && !short(f.spare) {
@@ -157,6 +182,15 @@ func (w *pass) foreseeOn(a *ask, on []int) forecast {
 		}
 	}
 	return w.dated(f)
+}
+
+// comingTakes is what is reckoned with for memory that is on its way back: most
+// is there after a second, and after five it counts as missing.
+const comingTakes = 2 * time.Second
+
+// onItsWay reports whether the forecast rests on memory that is on its way back.
+func (f *forecast) onItsWay(w *pass, a *ask) bool {
+	return slices.ContainsFunc(f.on, func(p int) bool { return w.back(a.group, p) > 0 }) || w.back(a.group, host) > 0
 }
 
 func (w *pass) dated(f forecast) forecast {
@@ -254,6 +288,7 @@ func (w *pass) listEvents(a *ask, f *forecast) {
 			continue
 		}
 		from, ok := w.mayGo(a, i)
+		from = w.expected(a, &w.view.Groups[i], from)
 		if w.view.Groups[i].Stopping != "" { // it goes when its runs are over
 			from, ok = time.Time{}, gu.busy > 0
 		}

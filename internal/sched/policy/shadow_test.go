@@ -116,6 +116,50 @@ func TestReserve_ShadowIsTold(t *testing.T) {
 	}
 }
 
+func TestReserve_ShadowStandsStill(t *testing.T) {
+	// Two devices are ready at nearly the same time: the first by a little.
+	two := func(first, second time.Duration) *box {
+		return newBox(24, 24).put("big", 1, need(20, 2)).put("r", 0, need(10, 10)).loaded("r", 0).running("r", first).
+			put("q", 0, need(10, 10)).loaded("q", 1).running("q", second)
+	}
+	on := func(b *box, before ...int) resource.DeviceID {
+		if len(before) > 0 {
+			b.v.Shadow = &sched.Shadow{Instance: "big", Devices: []resource.DeviceID{dev(before[0])}}
+		}
+		_, p := decide(b)
+		return p.Shadow.Devices[0]
+	}
+	for _, c := range []struct {
+		name string
+		got  resource.DeviceID
+		want int
+	}{
+		{"where it is ready first", on(two(5*time.Minute, 5*time.Minute+10*time.Second)), 0},
+		{"where it was, though another is ready a little earlier", on(two(5*time.Minute, 5*time.Minute+10*time.Second), 1), 1},
+		{"it moves for more", on(two(5*time.Minute, 5*time.Minute+16*time.Second), 1), 0},
+	} {
+		if c.got != dev(c.want) {
+			t.Errorf("%s: reserved %s", c.name, c.got)
+		}
+	}
+}
+
+// A chat model that is asked every 20 s will not pause for a minute: what it
+// holds is no better forecast than the end of a run in five minutes.
+func TestReserve_ShadowDoesNotCountOnWhatIsUsedAllTheTime(t *testing.T) {
+	b := newBox(24, 24).put("big", 1, need(20, 2)).put("chat", 0, need(14, 2)).loaded("chat", 0).
+		put("r", 0, need(10, 10)).loaded("r", 1).running("r", 5*time.Minute)
+	chat := b.group("chat")
+	chat.LastUsed, chat.LastPriority, chat.Uses = now.Add(-5*time.Second), 10, 180
+	if _, p := decide(b); p.Shadow.Devices[0] != dev(1) || !p.Shadow.At.Equal(now.Add(5*time.Minute)) {
+		t.Errorf("shadow %+v", p.Shadow)
+	}
+	chat.Uses = 3
+	if _, p := decide(b); p.Shadow.Devices[0] != dev(0) || !p.Shadow.At.Equal(now.Add(55*time.Second)) {
+		t.Errorf("one that is asked now and then: shadow %+v", p.Shadow)
+	}
+}
+
 func TestReserve_Affinity(t *testing.T) {
 	pair := func(waited time.Duration, streak int) *box {
 		b := newBox(24).put("b", 1, need(14, 0), waiting(waited)).put("a", 1, need(14, 0)).loaded("a", 0)

@@ -443,27 +443,52 @@ func (w *pass) mayGo(a *ask, i int) (from time.Time, ok bool) {
 }
 
 // pauseOver is when an idle worker that is about to be used again, as a chat
-// between two questions, may go: when it was idle for AffinityWait if it is kept
-// for more urgent jobs than a, for twice the usual pause between its uses if
-// that is short; or when a waited too long.
+// between two questions, may go: when its pause has lasted too long for another
+// use to come soon, or when a waited too long.
 func (w *pass) pauseOver(a *ask, g *sched.GroupView) time.Time {
-	if !g.Enabled {
-		return time.Time{}
+	pause, limit := w.pause(a, g)
+	if over := g.LastUsed.Add(pause); over.Before(limit) {
+		return over
 	}
-	patience, pause := w.o.hardWait(a.g), time.Duration(0)
-	if g.Uses > 0 {
-		if p := time.Duration(float64(time.Hour) / g.Uses); p <= w.o.AffinityWait {
-			pause = 2 * p
-		}
+	return limit
+}
+
+// pause is how long g's worker has to be idle before it is stopped for a:
+// AffinityWait if it is kept for more urgent jobs, twice the usual time between
+// its uses if that is short. From limit on a waited too long for that.
+func (w *pass) pause(a *ask, g *sched.GroupView) (pause time.Duration, limit time.Time) {
+	if !g.Enabled {
+		return 0, time.Time{}
+	}
+	patience := w.o.hardWait(a.g)
+	if p := usual(g); p <= w.o.AffinityWait {
+		pause = 2 * p
 	}
 	if a.priority() < w.class(g) {
 		patience, pause = w.o.HardWait, max(pause, w.o.AffinityWait)
 	}
-	over := g.LastUsed.Add(pause)
-	if limit := w.waitsSince(a.g).Add(patience); limit.Before(over) {
-		return limit
+	return pause, w.waitsSince(a.g).Add(patience)
+}
+
+// usual is the usual time between two uses of g's worker.
+func usual(g *sched.GroupView) time.Duration {
+	if g.Uses <= 0 {
+		return math.MaxInt64
 	}
-	return over
+	return time.Duration(float64(time.Hour) / g.Uses)
+}
+
+// expected is from when on an idle worker that is kept for more urgent jobs is
+// likely to be free to go for a: one that is used all the time will hardly pause
+// for as long as it would have to.
+func (w *pass) expected(a *ask, g *sched.GroupView, from time.Time) time.Time {
+	if g.Queued > 0 || len(g.Ready) > 0 || a.priority() >= w.class(g) {
+		return from
+	}
+	if pause, limit := w.pause(a, g); usual(g) <= pause {
+		return later(from, limit)
+	}
+	return from
 }
 
 // outranked reports whether a job that waits for group i's worker comes before a.
