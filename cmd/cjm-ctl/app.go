@@ -80,7 +80,7 @@ address with the token of its state directory. --socket, --host and --token
 	f.StringVar(&a.token, "token", "", "token for --host (others see it here: better CJMD_TOKEN)")
 	f.StringVar(&a.tokenFile, "token-file", "", "file with the token for --host")
 	root.AddGroup(&cobra.Group{ID: groupLook, Title: "Look:"}, &cobra.Group{ID: groupJobs, Title: "Jobs:"},
-		&cobra.Group{ID: groupPlugins, Title: "Plugins:"}, &cobra.Group{ID: groupRule, Title: "Rule:"})
+		&cobra.Group{ID: groupPlugins, Title: "Plugins:"}, &cobra.Group{ID: groupInstall, Title: "Install:"}, &cobra.Group{ID: groupRule, Title: "Rule:"})
 	root.AddCommand(verbs(a)...)
 	root.AddCommand(&cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: exitCodesHelp})
 	root.SetHelpCommandGroupID(groupRule)
@@ -95,6 +95,7 @@ const (
 	groupLook    = "look"
 	groupJobs    = "jobs"
 	groupPlugins = "plugins"
+	groupInstall = "install"
 	groupRule    = "rule"
 )
 
@@ -127,7 +128,10 @@ type verb func(ctx context.Context, c *client.API, args []string) error
 
 // do makes a verb a cobra RunE: it finds the daemon, and the first Ctrl-C ends
 // the context with errInterrupted.
-func (a *app) do(v verb) func(*cobra.Command, []string) error {
+func (a *app) do(v verb) func(*cobra.Command, []string) error { return a.local(a.doQuiet(v)) }
+
+// local is do for verbs that work without a daemon.
+func (a *app) local(v func(ctx context.Context, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		ctx, cancel := context.WithCancelCause(cmd.Context())
 		watch := make(chan struct{})
@@ -140,7 +144,11 @@ func (a *app) do(v verb) func(*cobra.Command, []string) error {
 			}
 		}()
 		defer func() { cancel(nil); <-watch }()
-		return a.doQuiet(v)(ctx, args)
+		err := v(ctx, args)
+		if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
+			return errInterrupted
+		}
+		return err
 	}
 }
 
@@ -162,7 +170,8 @@ func (a *app) doQuiet(v verb) func(context.Context, []string) error {
 // complain tells the one at the keyboard what went wrong and what to do next.
 func (a *app) complain(err error) {
 	var outcome *outcomeError
-	if err == nil || errors.As(err, &outcome) || errors.Is(err, errInterrupted) {
+	var partly *partlyError
+	if err == nil || errors.As(err, &outcome) || errors.As(err, &partly) || errors.Is(err, errInterrupted) {
 		return // told by the verb, or known to who pressed the key
 	}
 	if a.json {

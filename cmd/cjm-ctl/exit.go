@@ -19,6 +19,7 @@ const (
 	exitCancelled   = 5
 	exitTimeout     = 6
 	exitUnreachable = 7
+	exitPartly      = 8
 	exitInterrupted = 130
 )
 
@@ -32,6 +33,7 @@ const exitCodesHelp = `The exit code says how it went:
     5  the job was cancelled
     6  the job had not ended when the time given to wait was over
     7  the daemon cannot be reached
+    8  install-all and its kin: something could not be done; the rest was
   130  interrupted (Ctrl-C) before the end was known`
 
 // usageError says that the command line is wrong.
@@ -82,6 +84,17 @@ func (e *outcomeError) Error() string {
 	return "job " + e.job + " has not ended"
 }
 
+// partlyError ends a verb that did some of what it was asked and has said what
+// it did not do.
+type partlyError struct {
+	failed, of int
+	what       string
+}
+
+func (e *partlyError) Error() string {
+	return fmt.Sprintf("%d of %d %s failed", e.failed, e.of, e.what)
+}
+
 var errInterrupted = errors.New("interrupted")
 
 // exitCode maps what a verb returned to the process' exit code.
@@ -89,6 +102,7 @@ func exitCode(err error) int {
 	var (
 		usage       *usageError
 		outcome     *outcomeError
+		partly      *partlyError
 		unreachable *unreachableError
 		problem     *client.ProblemError
 	)
@@ -101,6 +115,8 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &outcome):
 		return outcome.code
+	case errors.As(err, &partly):
+		return exitPartly
 	case errors.As(err, &unreachable):
 		return exitUnreachable
 	case errors.As(err, &problem) && problem.Status == http.StatusNotFound:

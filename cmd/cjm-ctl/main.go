@@ -2,7 +2,8 @@
 // file holds one verb (or a family of one: load.go has load, unload, reload,
 // enable and disable); the verb table below is the list of all of them. Data
 // goes to stdout, talk to stderr; --json prints what the daemon answered. It
-// sees the daemon only through internal/client. Start with the verb table, then
+// sees the daemon only through internal/client; the verbs that install work on
+// this machine's files, through internal/plugins/envs. Start with the verb table, then
 // run.go for the largest verb, connect.go for how the daemon is found and
 // output.go for how things are printed.
 package main
@@ -30,6 +31,7 @@ func verbs(a *app) []*cobra.Command {
 		newRun(a), newSubmit(a), newJob(a), newWait(a), newResult(a), newLogs(a), newEvents(a), newExplain(a),
 		newCancel(a), newPriority(a), newHold(a), newRelease(a), newRetry(a),
 		newPlugins(a), newLoad(a), newUnload(a), newReload(a), newEnable(a), newDisable(a), newConfig(a), newInstances(a), newProfile(a),
+		newInstallAll(a), newSetupHost(a), newList(a), newUpgrade(a), newRemove(a), newDoctor(a), newRegenerateManifest(a),
 		newPause(a), newResume(a), newDrain(a), newPolicy(a), newPlan(a), newLease(a), newLeases(a), newToken(a), newVersion(a), manpages.Command(version),
 	}
 }

@@ -101,3 +101,15 @@ func status(j wire.Job) string {
 	}
 	return string(j.Status)
 }
+
+// printTableOr prints t for people, or all as JSON.
+func (a *app) printTableOr(t *table, all any) error {
+	if !a.json {
+		return a.printTable(t)
+	}
+	raw, err := json.Marshal(all)
+	if err != nil {
+		return fmt.Errorf("cannot print the answer: %w", err)
+	}
+	return a.printJSON(raw)
+}

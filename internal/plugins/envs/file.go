@@ -47,10 +47,11 @@ type Entry struct {
 	Python       string // "3.11", or the absolute path of an interpreter; "" for the default one
 	EnvFile      string // environment.yml of the conda family: a path or an address
 	Package      *Requirement
-	Requirements []Requirement
-	ReqFiles     []string // requirements.txt files
-	Lock         string   // file with the exact versions of everything
-	Index        string   // package index instead of the configured one
+	Requirements []Requirement // interface_libs and the libraries of adapters, too
+	Interfaces   []Requirement // interface_libs alone, for the host
+	ReqFiles     []string      // requirements.txt files
+	Lock         string        // file with the exact versions of everything
+	Index        string        // package index instead of the configured one
 
 	Manifest *plugins.Manifest // a manifest that exists already; nil: it is written from the code
 	Dialect  string
@@ -194,7 +195,8 @@ func readEntry(o *object, dir, dialect string) Entry {
 			e.Package = &r
 		}
 	}
-	e.Requirements = append(e.Requirements, requirements(o, "interface_libs", o.texts("interface_libs"), dir)...)
+	e.Interfaces = requirements(o, "interface_libs", o.texts("interface_libs"), dir)
+	e.Requirements = append(e.Requirements, e.Interfaces...)
 	for _, a := range o.list("adapters") {
 		if lib := a.text("lib"); lib != "" {
 			e.Requirements = append(e.Requirements, requirements(a, "lib", []string{lib}, dir)...)

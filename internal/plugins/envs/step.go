@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -76,7 +77,7 @@ func (s *steps) run(ctx context.Context, step string, argv []string, more ...str
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	fail := &StepError{Step: step, Program: argv[0], Code: -1, Tail: watch.tail, Network: watch.network, cause: err}
+	fail := &StepError{Step: step, Program: filepath.Base(argv[0]), Code: -1, Tail: watch.tail, Network: watch.network, cause: err}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		fail.Code = exit.ExitCode()
