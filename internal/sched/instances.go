@@ -60,11 +60,12 @@ type inst struct {
 	residentSince, lastUsed time.Time
 	uses                    uses
 
-	loading bool // a load of ours is under way, besides any run's
-	loads   []*loadRequest
-	stop    *stopping
-	barred  string // why nothing new starts on its worker, which may stay: a lease is short
-	drained bool   // chosen to make way for a lease
+	loading   bool // a load of ours is under way, besides any run's
+	loads     []*loadRequest
+	stop      *stopping
+	barred    string // why nothing new starts on its worker, which may stay: a lease is short
+	wasBarred string // by the pass before
+	drained   bool   // chosen to make way for a lease
 	// victims are workers being stopped so that this one can start; held says
 	// that room is reserved for it in the ledger.
 	victims []victim
@@ -75,6 +76,7 @@ type inst struct {
 	failed    string // our own verdict, until a person looks
 	gaveUp    string // the supervisor's, as long as it stands
 	waitSince time.Time
+	stood     standing // when the last plan was made
 
 	// Numbers of the views in which the instance was last seen, and was last
 	// wanted by a job or a load.
@@ -124,27 +126,29 @@ func (l *loop) describe(in *inst) {
 	}
 }
 
-// refresh folds in what changed outside since the last pass.
-func (l *loop) refresh(now time.Time) {
+// refresh folds in what changed outside since the last pass. It reports whether
+// workers or devices were read.
+func (l *loop) refresh(now time.Time) (read bool) {
 	if l.catalogChanged {
-		l.catalogChanged = false
+		l.catalogChanged, l.basis.moved = false, true
 		for _, in := range l.order {
 			l.describe(in)
 		}
 		l.forgetDeleted()
 	}
 	if l.workersChanged && now.Sub(l.workersSeen) >= workersEvery {
-		l.workersChanged = false
+		l.workersChanged, read = false, true
 		l.workersSeen = now
 		for _, st := range l.s.o.Workers.List() {
 			l.observe(now, l.inst(st.Instance), st)
 		}
 	}
 	if l.gateChanged {
-		l.gateChanged = false
+		l.gateChanged, read = false, true
 		l.foldSnapshot(now)
 	}
 	l.rebalance()
+	return read
 }
 
 // forgetDeleted drops what the catalogue does not know any more and nobody

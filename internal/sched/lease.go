@@ -160,6 +160,7 @@ func (l *loop) leaseDevice(q LeaseRequest) (resource.DeviceID, error) {
 }
 
 func (l *loop) dropLease(id string) {
+	l.basis.moved = true
 	l.leases = slices.DeleteFunc(l.leases, func(x *lease) bool { return x.ID == id })
 	l.ledger.changed = true
 }

@@ -28,7 +28,7 @@ func (l *loop) roomForLeases(now time.Time) {
 	}
 	l.barring = false
 	for _, in := range l.order {
-		in.barred, in.drained = "", false
+		in.wasBarred, in.barred, in.drained = in.barred, "", false
 	}
 	for _, dev := range l.leasedDevices() {
 		if short := -l.freeOn(dev); short > 0 {
@@ -38,7 +38,10 @@ func (l *loop) roomForLeases(now time.Time) {
 	}
 	for _, in := range l.order { // the lease ended, or got what it needs elsewhere
 		if s := in.stop; s != nil && s.lease && !s.begun && !in.drained && len(s.waiters) == 0 {
-			in.stop = nil
+			in.stop, l.basis.moved = nil, true
+		}
+		if in.barred != in.wasBarred {
+			l.basis.moved = true
 		}
 	}
 }

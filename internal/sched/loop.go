@@ -86,6 +86,9 @@ type loop struct {
 	// admitNot keeps the loop from admitting after an Admit that failed.
 	admitNot time.Time
 
+	basis basis
+	kept  bool // the last pass kept the plan of an earlier one
+
 	// Reused from pass to pass.
 	groups  []GroupView
 	running []RunView
@@ -132,6 +135,7 @@ func (l *loop) run(admit context.Context) error {
 	for {
 		select {
 		case <-l.s.o.Queue.Changed():
+			l.basis.moved = true
 		case <-l.s.mail.wake:
 		case <-l.s.o.Workers.Changed():
 			l.workersChanged = true
@@ -191,9 +195,10 @@ func (l *loop) pass() time.Duration {
 	l.readMail()
 	l.charge(now)
 	l.expireLeases(now)
-	l.refresh(now)
+	read := l.refresh(now)
 	q := l.s.o.Queue
 	if d := q.NextDeadline(); !d.IsZero() && !d.After(now) && !l.expireNot.After(now) {
+		l.basis.moved = true
 		if err := q.Expire(l.work, now); err != nil && l.work.Err() == nil {
 			l.s.log.Error("cannot expire jobs", zap.Error(err))
 			l.expireNot = now.Add(time.Second)
@@ -204,14 +209,7 @@ func (l *loop) pass() time.Duration {
 			r.cancel(errUserCancelled)
 		}
 	}
-	var wake time.Time
-	if l.admitting && !l.admitNot.After(now) {
-		l.roomForLeases(now)
-		view := l.view(now)
-		plan := (*l.s.policy.Load()).Decide(view)
-		l.apply(now, plan)
-		wake = plan.WakeAt
-	}
+	l.decide(now, read)
 	l.tellShadow(now)
 	l.saveProfiles(now, false)
 	l.sampleRate(now)
@@ -220,11 +218,35 @@ func (l *loop) pass() time.Duration {
 	l.took = time.Since(begin)
 	l.s.metrics.pass.Observe(l.took.Seconds())
 	l.s.lastRun.Store(now.UnixNano())
-	return l.sleep(now, wake)
+	return l.sleep(now)
+}
+
+// decide has the policy make a plan and makes it true, unless nothing has
+// changed that the last one rests on.
+func (l *loop) decide(now time.Time, read bool) {
+	l.kept = false
+	switch {
+	case !l.admitting:
+		l.basis.wake = time.Time{}
+		return
+	case l.admitNot.After(now):
+		l.basis.moved = true
+		return
+	}
+	l.roomForLeases(now)
+	if l.kept = !l.mustDecide(now, read); l.kept {
+		return
+	}
+	plan := (*l.s.policy.Load()).Decide(l.view(now))
+	l.apply(now, plan)
+	l.decided(now, plan.WakeAt, plan.acts() || l.ledger.changed)
 }
 
 func (l *loop) readMail() {
 	l.ended, l.calls = l.s.mail.take(l.ended, l.calls)
+	if len(l.ended)+len(l.calls) > 0 {
+		l.basis.moved = true
+	}
 	for i, f := range l.calls { // first: who withdrew a wish did so before anything ended
 		f(l)
 		l.calls[i] = nil
@@ -236,14 +258,14 @@ func (l *loop) readMail() {
 }
 
 // sleep says how long nothing needs to be done.
-func (l *loop) sleep(now, wake time.Time) time.Duration {
+func (l *loop) sleep(now time.Time) time.Duration {
 	d := heartbeat
 	shorten := func(t time.Time) {
 		if !t.IsZero() {
 			d = min(d, max(t.Sub(now), 0))
 		}
 	}
-	shorten(wake)
+	shorten(l.basis.wake)
 	shorten(l.leaseEnds)
 	if !l.shadowMoved.IsZero() {
 		shorten(l.shadowMoved.Add(shadowStands))

@@ -26,7 +26,7 @@ func (t *Stepper) Due() bool {
 		c    <-chan struct{}
 		note func()
 	}{
-		{o.Queue.Changed(), func() {}},
+		{o.Queue.Changed(), func() { t.l.basis.moved = true }},
 		{t.l.s.mail.wake, func() {}},
 		{o.Workers.Changed(), func() { t.l.workersChanged = true }},
 		{o.Gate.Changed(), func() { t.l.gateChanged = true }},

@@ -29,10 +29,7 @@ func (l *loop) view(now time.Time) View {
 	l.s.metrics.ready.Set(float64(ready))
 	l.addWorkers(now)
 	l.dropHolds()
-	l.monitorInstance = l.monitor
-	if g, ok := l.s.o.Gate.(interface{ Instance() string }); ok {
-		l.monitorInstance = g.Instance()
-	}
+	l.monitorInstance = l.servesMonitor()
 	swapsLeft, swapsAgain := l.swaps.left(now)
 	v := View{
 		Now: now, Snapshot: l.snap, Fresh: l.fresh, Monitor: l.monitor,
