@@ -39,6 +39,7 @@ type standing struct {
 	loading   bool
 	ended     bool // its process is gone, whatever was told of it
 	measuring bool
+	lingering bool
 	canAsk    bool
 	slots     int
 	victims   int
@@ -78,7 +79,7 @@ func (l *loop) decided(now time.Time, wake time.Time, acted bool) {
 
 func (l *loop) stands(in *inst) standing {
 	s := standing{live: in.live, slots: in.slots, canAsk: in.canAsk, victims: len(in.victims), coolUntil: in.coolUntil, gaveUp: in.gaveUp,
-		measuring: in.measuring != nil || in.measureLoad}
+		measuring: in.measuring != nil || in.measureLoad, lingering: in.live && in.lingering()}
 	switch in.state {
 	case supervisor.Starting, supervisor.Initializing:
 		s.loading = true
