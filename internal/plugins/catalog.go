@@ -306,16 +306,17 @@ func (c *Catalog) MarkStarted(id, hash string) {
 	c.started[id] = startedFrom{plugin: plugin, hash: hash}
 }
 
-// resolve looks up the program that a manifest leaves to this machine. It asks
-// the disk each time: an environment may be installed at any moment.
-func (c *Catalog) resolve(m Manifest) Manifest {
+// Resolve looks up the program that a manifest leaves to this machine; envsDir
+// is where the installer puts environments. It asks the disk each time: an
+// environment may be installed at any moment.
+func Resolve(m Manifest, envsDir string) Manifest {
 	if len(m.Command) > 0 {
-		return c.resolveCommand(m)
+		return resolveCommand(m, envsDir)
 	}
-	if m.PythonPath == "" && c.o.EnvsDir != "" {
+	if m.PythonPath == "" && envsDir != "" {
 		// Through the link: an environment that is made again while the worker
 		// runs must not change under it.
-		if env, err := filepath.EvalSymlinks(filepath.Join(c.o.EnvsDir, m.Name)); err == nil {
+		if env, err := filepath.EvalSymlinks(filepath.Join(envsDir, m.Name)); err == nil {
 			m.PythonPath = filepath.Join(env, "bin", "python")
 		}
 	}
@@ -329,14 +330,14 @@ func (c *Catalog) resolve(m Manifest) Manifest {
 
 // resolveCommand looks a program without a path up: in the environment that the
 // installer made for the plugin, then on PATH.
-func (c *Catalog) resolveCommand(m Manifest) Manifest {
+func resolveCommand(m Manifest, envsDir string) Manifest {
 	name := m.Command[0]
 	if filepath.IsAbs(name) {
 		return m
 	}
 	prog := ""
-	if c.o.EnvsDir != "" {
-		if env, err := filepath.EvalSymlinks(filepath.Join(c.o.EnvsDir, m.Name)); err == nil {
+	if envsDir != "" {
+		if env, err := filepath.EvalSymlinks(filepath.Join(envsDir, m.Name)); err == nil {
 			prog, _ = exec.LookPath(filepath.Join(env, "bin", name))
 		}
 	}

@@ -89,7 +89,7 @@ func (c *Catalog) Instance(id string) (Instance, Manifest, error) {
 	if err != nil {
 		return inst, man, err
 	}
-	man = c.resolve(man)
+	man = Resolve(man, c.o.EnvsDir)
 	man.Adapters = adaptersFor(man, c.Adapters())
 	return inst, man, nil
 }

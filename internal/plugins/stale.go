@@ -97,7 +97,7 @@ func missingProgram(m Manifest, program string) Finding {
 
 // reinstall is the command that makes the plugin's environment again.
 func reinstall(m Manifest) string {
-	if i, ok := installed(m); ok && i.Source != "" {
+	if i, ok := installed(m); ok {
 		return fmt.Sprintf("run: cjm-ctl install-all -f %s --only %s --force", i.Source, i.Entry)
 	}
 	if len(m.EnvSpec) > 0 {
@@ -159,8 +159,8 @@ func installed(m Manifest) (install, bool) {
 	var top struct {
 		Install *install `json:"install"`
 	}
-	if json.Unmarshal(m.Raw, &top) != nil || top.Install == nil {
-		return install{}, false
+	if json.Unmarshal(m.Raw, &top) != nil || top.Install == nil || top.Install.Source == "" {
+		return install{}, false // other installers write an install object, too
 	}
 	return *top.Install, true
 }

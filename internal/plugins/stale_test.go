@@ -99,7 +99,7 @@ func TestExamine_UnfinishedEnvironment(t *testing.T) {
 	require.NoError(t, os.Remove(filepath.Join(dir, EnvRecordFile)))
 	man := Manifest{Name: "echo", PythonPath: filepath.Join(dir, "bin/python"), Path: "/m/echo.json", Raw: json.RawMessage(`{"install":{"source":"/p/plugins.yaml","entry":"echo"}}`)}
 	require.ErrorContains(t, Runnable(man), "was not finished")
-	man.Raw = json.RawMessage(`{}`)
+	man.Raw = json.RawMessage(`{"format_version":"2.0","install":{"conda_env":"echo","package_source":"x"}}`)
 	require.NoError(t, Runnable(man), "an environment that others made has no record")
 }
 

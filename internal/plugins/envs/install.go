@@ -39,7 +39,8 @@ const (
 type Update struct {
 	Name   string
 	State  State
-	Detail string // the last line of the tool, or why it waits
+	Detail string // the last line of the tool, or why it waits, or why it failed
+	Bytes  int64  // what the finished environment takes
 }
 
 // Result is how one task ended.
@@ -107,7 +108,11 @@ func (in *Installer) one(ctx context.Context, t Task, report func(Update)) Resul
 	if r.Err != nil {
 		r.State = Failed
 	}
-	report(Update{Name: r.Name, State: r.State, Detail: r.Reason})
+	last := Update{Name: r.Name, State: r.State, Detail: r.Reason, Bytes: r.Bytes}
+	if r.Err != nil {
+		last.Detail = r.Err.Error()
+	}
+	report(last)
 	return r
 }
 

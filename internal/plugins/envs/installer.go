@@ -159,8 +159,15 @@ func (e Entry) needsEnv() bool {
 
 func (in *Installer) decide(t *Task, o PlanOptions) error {
 	if !t.Entry.needsEnv() {
-		t.Action, t.Reason = Regenerate, "it needs no environment"
-		if m := in.manifestsOf(t.Entry.EnvName); !o.Force && !o.Regenerate && len(m) == 1 && installOf(m[0]).Inputs == t.Entry.manifestHash() {
+		m := in.manifestsOf(t.Entry.EnvName)
+		switch {
+		case len(m) == 0:
+			t.Action, t.Reason = Create, "new; it needs no environment"
+		case o.Force || o.Regenerate:
+			t.Action, t.Reason = Regenerate, "asked for"
+		case installOf(m[0]).Inputs != t.Entry.manifestHash():
+			t.Action, t.Reason = Regenerate, "what the manifest is made from changed"
+		default:
 			t.Action, t.Reason = Keep, "up to date"
 		}
 		return nil
