@@ -159,6 +159,7 @@ func (c *Conn) within(ctx context.Context) (context.Context, context.CancelFunc)
 // Shutdown lets the plugin clean up where SIGTERM would not make it, and says by
 // its error that the signal has to follow.
 func (c *Conn) Shutdown(ctx context.Context) error {
+	defer c.control.CloseIdleConnections() // a server that ends waits for its connections
 	select {
 	case <-c.ready:
 	default:

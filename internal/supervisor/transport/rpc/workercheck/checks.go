@@ -32,6 +32,8 @@ func checks() []check {
 		{name: "error-then-call", run: checkErrorThenCall},
 		{name: "unknown-method", run: checkUnknownMethod},
 		{name: "unknown-members", run: checkUnknownMembers},
+		{name: "task", needs: "task", run: checkTask},
+		{name: "surface", needs: "surface", run: checkSurface},
 		{name: "second-hello", run: checkSecondHello},
 		{name: "ping", run: checkPing},
 		{name: "ping-during-call", needs: "control", run: checkPingDuringCall},
@@ -256,6 +258,34 @@ func checkUnknownMembers(ctx context.Context, s *session) (string, error) {
 		return "", fmt.Errorf("a call with members nobody knows failed: %d %q", f.err.Code, f.err.Message)
 	}
 	return "an unknown notification and unknown members changed nothing", nil
+}
+
+func checkTask(ctx context.Context, s *session) (string, error) {
+	for _, what := range []string{`"task":"no such task","method":"run"`, `"method":"no_such_method"`} {
+		f, _, err := s.call(ctx, "execute", `{"job":"j1","attempt":1,"stream":false,"dir":"",`+what+`}`, []byte(`{"args":[],"kwargs":{}}`))
+		if err != nil {
+			return "", err
+		}
+		if f.err == nil || f.err.Code != wire.CodePlugin || f.err.Data.Category != "user_input" {
+			return "", fmt.Errorf("{%s} was answered with %+v %s, want error %d of category user_input", what, f.err, f.result, wire.CodePlugin)
+		}
+	}
+	return "user_input for a task and a method that are not there", nil
+}
+
+func checkSurface(ctx context.Context, s *session) (string, error) {
+	f, _, err := s.call(ctx, "surface", `{}`, nil)
+	if err != nil {
+		return "", err
+	}
+	var surface struct {
+		Methods []struct{ Name string }
+		Tasks   []struct{ Task string }
+	}
+	if f.err != nil || json.Unmarshal(f.payload, &surface) != nil {
+		return "", fmt.Errorf("surface was answered with %+v and the payload %.200q, want an object with methods and tasks", f.err, f.payload)
+	}
+	return fmt.Sprintf("%d methods, %d tasks", len(surface.Methods), len(surface.Tasks)), nil
 }
 
 func checkSecondHello(ctx context.Context, s *session) (string, error) {
