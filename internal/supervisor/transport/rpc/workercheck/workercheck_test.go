@@ -143,6 +143,8 @@ func TestRun_FindsWhatIsBroken(t *testing.T) {
 		"chunk gap":               {brokenWorker(`"stream"`, "send({'method': 'chunk', 'params': {'job': 'j1', 'n': 2}}, b'2'); send({'id': m['id'], 'result': {'chunks': 1}}, b'200')"), "stream", "n 2, want"},
 		"accepts unknown methods": {brokenWorker("", `send({"id": m["id"], "result": {}})`), "unknown-method", "want error -32601"},
 		"accepts unknown cancels": {brokenWorker("", `send({"id": m["id"], "result": {"accepted": True}})`), "cancel-unknown", "does not exist was accepted"},
+		"runs any task":           {brokenWorker(`"task"`, `send({"id": m["id"], "result": {}}, b"1")`), "task", "of category user_input"},
+		"tells no surface":        {brokenWorker(`"surface"`, `send({"id": m["id"], "result": {}}, b"[]")`), "surface", "want an object"},
 		"survives the end of the file": {brokenWorker("", `
     send({"id": m["id"], "result": {}})
 time.sleep(60)`), "end-of-file", "are left 2s after the end of the file"},
