@@ -142,6 +142,6 @@ func has(t testing.TB, object any, want map[string]any) {
 func equal(t testing.TB, got, want any) {
 	t.Helper()
 	if !reflect.DeepEqual(got, want) {
-		t.Errorf("got %v, want %v", got, want)
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -20,6 +20,7 @@ import (
 // What run.sh tells by its environment.
 const (
 	envManifests = "ECOSYSTEM_MANIFESTS" // DIR/ENVIRONMENT/*.json, written by the environments' own installers
+	envNLTK      = "ECOSYSTEM_NLTK"      // data for NLTK's sentence splitter
 	envTable     = "ECOSYSTEM_TABLE"     // file for the compatibility table
 )
 
@@ -48,7 +49,9 @@ func TestPublished(t *testing.T) {
 				if transport == "http" {
 					paths = overHTTP(t, dir)
 				}
-				d := daemontest.Start(t, daemontest.Options{Config: map[string]any{"plugins.paths": []string{paths}}})
+				d := daemontest.New(t, daemontest.Options{Config: map[string]any{"plugins.paths": []string{paths}}})
+				bringData(t, d)
+				d.Launch(t)
 				for _, p := range all {
 					if p.env == env {
 						rows = append(rows, run(t, d, p, transport, readManifest(t, filepath.Join(dir, p.name+".json"))))
@@ -61,6 +64,18 @@ func TestPublished(t *testing.T) {
 		if err := os.WriteFile(path, []byte(table(rows)), 0o644); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// bringData puts NLTK's data where the plugin's own directory will be.
+func bringData(t *testing.T, d *daemontest.Daemon) {
+	t.Helper()
+	own := filepath.Join(d.State, "data", "cjm-text-plugin-nltk")
+	if err := os.MkdirAll(own, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(os.Getenv(envNLTK), filepath.Join(own, "nltk_data")); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -33,9 +33,11 @@ var all = []published{
 	{env: "plugin-system-0.0.28", name: "cjm-system-monitor-nvidia", unary: monitorByCommand, stream: oneStatus, monitor: true},
 	{env: "plugin-system-0.0.30", name: "cjm-graph-plugin-sqlite", unary: graphByAction, stream: oneSchema, config: anotherGraph},
 	{env: "plugin-system-0.0.30", name: "cjm-media-plugin-ffmpeg", unary: mediaByAction, stream: oneInfo, cancel: cancelConversion, config: flacByDefault},
+	{env: "plugin-system-0.0.30", name: "cjm-text-plugin-nltk", unary: sentencesByAction(untrained), stream: oneSplit(untrained), config: germanByAction(untrainedGerman)},
 	{env: "plugin-system-0.0.46", name: "cjm-graph-plugin-sqlite", unary: graphByAction, stream: oneSchema, config: anotherGraph},
 	{env: "plugin-system-0.0.46", name: "cjm-media-plugin-ffmpeg", unary: mediaByAction, stream: oneInfo, cancel: cancelConversion, config: flacByDefault},
 	{env: "plugin-system-0.0.46", name: "cjm-system-monitor-nvidia", unary: monitorByCommand, stream: oneStatus, monitor: true},
+	{env: "plugin-system-0.0.46", name: "cjm-text-plugin-nltk", unary: sentencesByAction(sentences), stream: oneSplit(sentences), config: germanByAction(germanParts)},
 	{env: "substrate-0.0.74", name: "cjm-capability-graph-sqlite", unary: graphByTask, config: anotherGraphByTask},
 	{env: "substrate-0.0.74", name: "cjm-capability-pysbd", unary: sentencesByTask, cancel: cancelSentences, config: germanSentences},
 	{env: "substrate-0.0.74", name: "cjm-capability-ffmpeg", unary: mediaByTask, cancel: cancelConversionTask},
@@ -268,16 +270,64 @@ func longRecording(t testing.TB) string {
 
 // --- Sentences ------------------------------------------------------------------
 
+const german = "Das kostet z.B. 5 Euro. Am Abend kommt Dr. Braun."
+
+var germanParts = []string{"Das kostet z.B. 5 Euro.", "Am Abend kommt Dr. Braun."}
+
 const english = "Dr. Smith paid $3.50 for bread. Was it fresh? He met J. R. Brown at 5 p.m. on Main St. near the bridge."
+
+// sentences are what english falls into.
+var sentences = []string{"Dr. Smith paid $3.50 for bread.", "Was it fresh?", "He met J. R. Brown at 5 p.m. on Main St. near the bridge."}
+
+// What the release of 0.0.30 makes of it, whose splitter knows no abbreviations.
+var (
+	untrained       = []string{"Dr.", "Smith paid $3.50 for bread.", "Was it fresh?", "He met J. R. Brown at 5 p.m.", "on Main St.", "near the bridge."}
+	untrainedGerman = []string{"Das kostet z.B.", "5 Euro.", "Am Abend kommt Dr.", "Braun."}
+)
+
+func split(text string) call { return action("split_sentences", map[string]any{"text": text}) }
+
+func sentencesByAction(want []string) func(c caller) {
+	return func(c caller) {
+		equal(c.t, texts(c.object(split(english))), want)
+		refuses(c, action("translate", nil))
+	}
+}
+
+// texts are the spans' texts.
+func texts(result any) []string {
+	var out []string
+	o, _ := result.(map[string]any)
+	list, _ := o["spans"].([]any)
+	for _, span := range list {
+		s, _ := span.(map[string]any)
+		text, _ := s["text"].(string)
+		out = append(out, text)
+	}
+	return out
+}
+
+func oneSplit(want []string) func(c caller) {
+	return func(c caller) {
+		chunks := c.chunks(split(english))
+		equal(c.t, len(chunks), 1)
+		equal(c.t, texts(chunks[0]), want)
+	}
+}
+
+func germanByAction(want []string) func(c caller) {
+	return func(c caller) {
+		c.configure(map[string]any{"language": "german"})
+		equal(c.t, texts(c.object(split(german))), want)
+	}
+}
 
 func segment(text string) call {
 	return call{task: "sentence_segmentation", method: "segment_text", kwargs: map[string]any{"text": text}}
 }
 
 func sentencesByTask(c caller) {
-	equal(c.t, spans(c, english), []string{
-		"Dr. Smith paid $3.50 for bread.", "Was it fresh?", "He met J. R. Brown at 5 p.m. on Main St. near the bridge.",
-	})
+	equal(c.t, spans(c, english), sentences)
 	c.fails(call{task: "sentence_segmentation", method: "segment_text", kwargs: map[string]any{"text": 5}}, wire.JobErrorCategoryUserInput)
 }
 
@@ -300,7 +350,7 @@ func cancelSentences(c caller) {
 
 func germanSentences(c caller) {
 	c.configure(map[string]any{"language": "de"})
-	equal(c.t, spans(c, "Das kostet z.B. 5 Euro. Am 3. Mai kommt er."), []string{"Das kostet z.B. 5 Euro.", "Am 3. Mai kommt er."})
+	equal(c.t, spans(c, german), germanParts)
 }
 
 // --- Little helpers -------------------------------------------------------------

@@ -91,6 +91,13 @@ for lock in "$here"/locks/p*.txt "$here"/locks/substrate*.txt; do
   done
 done
 
+# NLTK's plugins would fetch their data from the network.
+export ECOSYSTEM_NLTK=$dir/nltk_data
+"$ECOSYSTEM_ENVS/plugin-system-0.0.46/bin/python" "$here/punkt.py" "$ECOSYSTEM_NLTK"
+# Where the manifest of the flat format says that they are.
+mkdir -p "$CJM_HOME/.cjm/data/cjm-text-plugin-nltk"
+ln -sfn "$ECOSYSTEM_NLTK" "$CJM_HOME/.cjm/data/cjm-text-plugin-nltk/nltk_data"
+
 # The media plugins call ffmpeg and ffprobe; one wheel brings both.
 tools=$dir/tools
 if ! command -v ffmpeg >/dev/null 2>&1 || ! command -v ffprobe >/dev/null 2>&1; then
