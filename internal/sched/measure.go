@@ -15,6 +15,17 @@ type use struct {
 	bytes  resource.Bytes
 	source string
 	missed int // readings in a row without it
+	// listed is its part of the reading itself, 0 where it is not in the list: its
+	// own report may be younger than what the reading shows.
+	listed resource.Bytes
+}
+
+// read is what explains a part of the reading.
+func (u use) read() resource.Bytes {
+	if u.listed > 0 {
+		return u.listed
+	}
+	return u.bytes
 }
 
 // reference is the last reading that saw a worker's memory on a device: what
@@ -151,6 +162,7 @@ func (l *loop) attribute(now time.Time, in *inst) {
 			l.lists = true
 			u := l.found[pr.Device]
 			u.bytes += pr.Memory
+			u.listed = u.bytes
 			u.source = l.treeSource()
 			l.found[pr.Device] = u
 			if p := l.pools[pr.Device]; p != nil {
@@ -163,7 +175,7 @@ func (l *loop) attribute(now time.Time, in *inst) {
 		for name, n := range st.Usage.Devices {
 			dev, known := l.deviceNamed(name)
 			if u := l.found[dev]; known && resource.Bytes(n) > u.bytes {
-				l.found[dev] = use{bytes: resource.Bytes(n), source: learn.SourceWorker}
+				l.found[dev] = use{bytes: resource.Bytes(n), source: learn.SourceWorker, listed: u.listed}
 			}
 		}
 	}
@@ -270,12 +282,12 @@ func (l *loop) divide(p *pool) {
 		sits := slices.Contains(in.devices, p.dev.ID)
 		switch {
 		case u.source != "" && u.source != learn.SourceDelta:
-			p.known += u.bytes
+			p.known += u.read()
 		case sits && !l.lists && (in.active() || in.meter.pending()) && !in.leaving():
 			l.blind = append(l.blind, in)
 			weight += l.ledger.held(in.name, p.dev.ID)
 		default:
-			frozen += u.bytes
+			frozen += u.read()
 		}
 	}
 	rest := max(p.used-p.known-l.leftOn(p.dev.ID)-frozen, 0)
@@ -319,6 +331,6 @@ func (l *loop) refer(in *inst) {
 		if in.refs == nil {
 			in.refs = make(map[resource.DeviceID]reference)
 		}
-		in.refs[dev] = reference{rest: l.unexplained(p), bytes: u.bytes}
+		in.refs[dev] = reference{rest: l.unexplained(p), bytes: u.read()}
 	}
 }

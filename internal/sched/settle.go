@@ -150,16 +150,8 @@ func (l *loop) listedOn(pid int, dev resource.DeviceID) bool {
 func (l *loop) settledBySum(now time.Time, s *settle, p *pool, listed bool) bool {
 	rest := l.unexplained(p) + s.left // as if nothing of it were known to be left
 	if listed {
-		n := resource.Bytes(0)
-		for _, pid := range s.pids {
-			for _, pr := range l.byPID[pid] {
-				if pr.Device == s.device {
-					n += pr.Memory
-				}
-			}
-		}
-		if n >= s.ref.bytes { // it is among the foreign here
-			s.ref = reference{rest: rest, bytes: n}
+		if n := l.listedBytes(s); n >= s.ref.bytes {
+			s.ref = reference{rest: rest - n, bytes: n}
 			s.left = n
 		}
 	} else {
