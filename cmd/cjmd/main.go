@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/cjmd/cjmd/internal/execworker"
 	"github.com/cjmd/cjmd/internal/isolation/reexec"
 	"github.com/cjmd/cjmd/internal/manpages"
 	"github.com/cjmd/cjmd/internal/monitors/nvidia"
@@ -41,6 +42,9 @@ func main() {
 	}
 	if len(os.Args) > 1 && os.Args[1] == simserve.Verb {
 		os.Exit(simserve.Worker(os.Environ(), os.Stderr))
+	}
+	if len(os.Args) > 1 && os.Args[1] == execworker.Verb {
+		os.Exit(execworker.Main(os.Args[2:], os.Stderr))
 	}
 	os.Exit(run(context.Background(), os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
 }

@@ -24,6 +24,7 @@ func readV3(f *fields, m *Manifest) {
 		m.Runtime = "native"
 	}
 	readProgram(f, m)
+	readExec(f, m)
 	m.Adapters = readAdapters(f)
 	m.CodeDirs = readCodeDirs(f, m.Path)
 	m.Env = readEnv(f, "env_vars", true)

@@ -10,7 +10,7 @@ plugin = SuitePlugin()
 plugin.report_progress = lambda fraction, message: print("CJM_PROGRESS", fraction, message, file=sys.stderr, flush=True)
 job = json.load(sys.stdin)
 args, kwargs = job["args"], job["kwargs"]
-op = kwargs.get("op")
+op = kwargs.get("op", "echo")
 signal.signal(signal.SIGINT, (lambda *_: None) if kwargs.get("deaf") else (lambda *_: plugin.cancel()))
 if op == "init_count":
     kwargs = {"op": "echo"}
