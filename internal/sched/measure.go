@@ -100,6 +100,7 @@ func (l *loop) readDevices(now time.Time) {
 			l.attribute(now, in)
 		}
 	}
+	l.claimDead()
 	for _, dev := range l.snap.Devices {
 		l.divide(l.pools[dev.ID])
 	}

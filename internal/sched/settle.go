@@ -85,6 +85,29 @@ func (l *loop) heldBy(in *inst) []resource.DeviceID {
 	return out
 }
 
+// claimDead takes what a monitor that lags still lists of ended workers off the
+// strangers' memory: it is in what is known to be on its way back, and another's
+// would look as if it had given back that much more.
+func (l *loop) claimDead() {
+	for _, s := range l.settles {
+		if p := l.pools[s.device]; p != nil {
+			p.foreign -= l.listedBytes(s)
+		}
+	}
+}
+
+// listedBytes is what the reading lists of an ended worker's processes.
+func (l *loop) listedBytes(s *settle) (n resource.Bytes) {
+	for _, pid := range s.pids {
+		for _, pr := range l.byPID[pid] {
+			if pr.Device == s.device {
+				n += pr.Memory
+			}
+		}
+	}
+	return n
+}
+
 // settleAll looks with a new reading which memory is back.
 func (l *loop) settleAll(now time.Time) {
 	if len(l.settles) == 0 || !l.fresh {
