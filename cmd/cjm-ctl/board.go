@@ -60,7 +60,11 @@ func (b *board) update(u envs.Update) {
 		if !b.a.talk.terminal && (u.State != r.state || u.State == envs.Waiting) {
 			b.plain(*r, u)
 		}
-		if r.state, r.detail = u.State, u.Detail; b.a.talk.terminal {
+		r.state, r.detail = u.State, u.Detail
+		if u.Bytes > 0 {
+			r.detail += ", " + size(u.Bytes)
+		}
+		if b.a.talk.terminal {
 			b.drawLocked()
 		}
 	}

@@ -52,7 +52,8 @@ func newPlugins(a *app) *cobra.Command {
 				}
 				return a.showPlugins(p)
 			}),
-		})
+		},
+		newPluginNew(a), newPluginValidate(a), newPluginTest(a))
 	return cmd
 }
 

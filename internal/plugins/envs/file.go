@@ -104,7 +104,7 @@ func fileIn(dir string) (string, error) {
 			return filepath.Join(dir, name), nil
 		}
 	}
-	return "", fmt.Errorf("cannot find a plugins.yaml in %s", dir)
+	return "", fmt.Errorf("cannot find a plugins.yaml or a manifest in %s", dir)
 }
 
 func readBounded(path string) ([]byte, error) {
