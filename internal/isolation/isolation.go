@@ -22,6 +22,17 @@ type Spec struct {
 	IOWeight  int     // share of the disks under load, 1 to 10000, 0: the kernel's 100
 	NoFile    int     // open files of one process, 0: inherited
 	Nice      int     // 0: inherited
+	View      View
+}
+
+// View is what a sandboxed worker sees of the machine. Paths are absolute. Tiers
+// below sandboxed do not look at it.
+type View struct {
+	Read    []string // seen and not writable, also below what the tier hides
+	Own     []string // directories of this worker alone
+	Shared  []string // directories that all workers may write
+	Nodes   []string // device nodes of the accelerators it was granted
+	Network string   // "host" (or empty), "none", "loopback"
 }
 
 // GroupLimits names the limits asked for that only a cgroup can hold.

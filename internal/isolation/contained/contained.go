@@ -48,7 +48,7 @@ func (t tier) Prepare(ctx context.Context, spec isolation.Spec) (isolation.Sandb
 // Limit sets the limits of a sandbox whose tree is a cgroup.
 func Limit(host *tree.Host, sb isolation.Sandbox, spec isolation.Spec) []isolation.Fact {
 	group, ok := sb.(tree.Group)
-	if !ok {
+	if !ok || group.Dir() == "" {
 		var facts []isolation.Fact
 		for _, asked := range spec.GroupLimits() {
 			facts = append(facts, isolation.Fact{Mechanism: asked, Requested: true, Detail: "no cgroup v2: " + host.Rejected(tree.Cgroup)})

@@ -26,9 +26,9 @@ const oomScoreAdj = 500
 // Confine sets the limits of process pid and returns what holds. What could not
 // be set is among the facts, with the reason.
 func Confine(pid int, spec isolation.Spec) []isolation.Fact {
-	facts := []isolation.Fact{limit(pid, "core", unix.RLIMIT_CORE, 0)}
+	facts := []isolation.Fact{limit(pid, "core", "Max core file size", unix.RLIMIT_CORE, 0)}
 	if spec.NoFile > 0 {
-		facts = append(facts, limit(pid, "nofile", unix.RLIMIT_NOFILE, uint64(spec.NoFile)))
+		facts = append(facts, limit(pid, "nofile", "Max open files", unix.RLIMIT_NOFILE, spec.NoFile))
 	}
 	if spec.Nice != 0 {
 		facts = append(facts, nice(pid, spec.Nice))
@@ -40,15 +40,32 @@ func Confine(pid int, spec isolation.Spec) []isolation.Fact {
 	return facts
 }
 
-// limit sets one rlimit and reads it back.
-func limit(pid int, name string, resource int, value uint64) isolation.Fact {
-	want := unix.Rlimit{Cur: value, Max: value}
-	var got unix.Rlimit
-	err := unix.Prlimit(pid, resource, &want, nil)
-	if err == nil {
-		err = unix.Prlimit(pid, resource, nil, &got)
+// limit sets one rlimit, where a shim has not done so, and reads it back from
+// /proc: prlimit also reads only those of its own user.
+func limit(pid int, name, row string, resource, value int) isolation.Fact {
+	holds, err := hasLimit(pid, row, value)
+	if err == nil && !holds {
+		want := unix.Rlimit{Cur: uint64(value), Max: uint64(value)}
+		if err = unix.Prlimit(pid, resource, &want, nil); err == nil {
+			holds, err = hasLimit(pid, row, value)
+		}
 	}
-	return fact("rlimit_"+name, "prlimit", err == nil && got == want, strconv.FormatUint(value, 10), err)
+	return fact("rlimit_"+name, "/proc/PID/limits", holds, strconv.Itoa(value), err)
+}
+
+// hasLimit reports whether soft and hard limit of a row of /proc/PID/limits are value.
+func hasLimit(pid int, row string, value int) (bool, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+	if err != nil {
+		return false, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, row); ok {
+			f, want := strings.Fields(rest), strconv.Itoa(value)
+			return len(f) >= 2 && f[0] == want && f[1] == want, nil
+		}
+	}
+	return false, fmt.Errorf("no %q in /proc/PID/limits", row)
 }
 
 func nice(pid, value int) isolation.Fact {

@@ -69,11 +69,23 @@ func Main(args []string) int {
 // begin makes the surroundings and starts the worker with the descriptors it
 // was promised, then gives up its own copies of them.
 func begin(p tree.Plan, status *json.Encoder) (int, error) {
-	switch p.Strategy {
-	case tree.PIDNS:
-		if os.Getpid() != 1 {
-			return 0, errors.New("the shim is not the init of a PID namespace")
+	if p.Strategy == tree.PIDNS && os.Getpid() != 1 {
+		return 0, errors.New("the shim is not the init of a PID namespace")
+	}
+	var user *syscall.Credential
+	switch {
+	case p.Box != nil:
+		facts, err := enter(p.Box)
+		if err != nil {
+			return 0, err
 		}
+		if err := status.Encode(tree.Receipt{Facts: facts}); err != nil {
+			return 0, err
+		}
+		if p.Box.UID != 0 {
+			user = &syscall.Credential{Uid: uint32(p.Box.UID), Gid: uint32(p.Box.GID)}
+		}
+	case p.Strategy == tree.PIDNS:
 		if err := ownProc(); err != nil {
 			if err := status.Encode(tree.Receipt{NoProc: err.Error()}); err != nil {
 				return 0, err
@@ -82,12 +94,12 @@ func begin(p tree.Plan, status *json.Encoder) (int, error) {
 		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
 			return 0, fmt.Errorf("cannot drop capabilities: %w", err)
 		}
-	case tree.Subreaper:
+	case p.Strategy == tree.Subreaper:
 		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 			return 0, fmt.Errorf("cannot become a subreaper: %w", err)
 		}
 	}
-	attr := &syscall.ProcAttr{Dir: p.Dir, Env: p.Env, Sys: &syscall.SysProcAttr{Setsid: true}}
+	attr := &syscall.ProcAttr{Dir: p.Dir, Env: p.Env, Sys: &syscall.SysProcAttr{Setsid: true, Credential: user}}
 	if p.DeathSig {
 		attr.Sys.Pdeathsig = syscall.SIGKILL
 	}

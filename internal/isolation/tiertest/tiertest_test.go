@@ -14,6 +14,7 @@ import (
 	"github.com/cjmd/cjmd/internal/isolation/contained"
 	"github.com/cjmd/cjmd/internal/isolation/none"
 	"github.com/cjmd/cjmd/internal/isolation/reexec"
+	"github.com/cjmd/cjmd/internal/isolation/sandboxed"
 	"github.com/cjmd/cjmd/internal/isolation/tiertest"
 	"github.com/cjmd/cjmd/internal/isolation/tree"
 )
@@ -30,7 +31,7 @@ func quickExit() []string { return []string{"GORACE=atexit_sleep_ms=0"} }
 
 // Every tier by every way to end a tree.
 func TestTiers(t *testing.T) {
-	for name, tier := range map[string]func(*tree.Host) isolation.Tier{"none": none.New, "basic": basic.New, "contained": contained.New} {
+	for name, tier := range map[string]func(*tree.Host) isolation.Tier{"none": none.New, "basic": basic.New, "contained": contained.New, "sandboxed": newSandboxed} {
 		for _, s := range []tree.Strategy{tree.Cgroup, tree.PIDNS, tree.Subreaper} {
 			t.Run(name+"/"+string(s), func(t *testing.T) {
 				tiertest.Run(t, func(t *testing.T) isolation.Tier { return tier(newHost(t, s)) })
@@ -38,6 +39,8 @@ func TestTiers(t *testing.T) {
 		}
 	}
 }
+
+func newSandboxed(h *tree.Host) isolation.Tier { return sandboxed.New(h, sandboxed.Options{}) }
 
 func newHost(t *testing.T, s tree.Strategy) *tree.Host {
 	t.Helper()

@@ -89,7 +89,7 @@ func (h *Host) probeCgroupLocked(ctx context.Context) (err error) {
 		return err
 	}
 	defer l.Close()
-	if err := h.tryLife(ctx, l); err != nil {
+	if err := h.Try(ctx, l); err != nil {
 		return err
 	}
 	h.base = base
@@ -97,8 +97,8 @@ func (h *Host) probeCgroupLocked(ctx context.Context) (err error) {
 	return nil
 }
 
-// tryLife starts a real process in a sandbox, kills the sandbox and checks both.
-func (h *Host) tryLife(ctx context.Context, s isolation.Sandbox) error {
+// Try starts a real process in a sandbox, kills the sandbox and checks both.
+func (h *Host) Try(ctx context.Context, s isolation.Sandbox) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	stdin, hold, err := os.Pipe()
@@ -161,9 +161,12 @@ func (l *leaf) Start(cmd *exec.Cmd) error {
 	return nil
 }
 
-func (l *leaf) Usage() (isolation.Usage, error) {
+func (l *leaf) Usage() (isolation.Usage, error) { return l.usage(0) }
+
+// usage leaves out a process of ours that is in there, too.
+func (l *leaf) usage(shim int) (isolation.Usage, error) {
 	u := isolation.Usage{SampledAt: time.Now()}
-	for _, pid := range l.PIDs() {
+	for _, pid := range l.pidsBut(shim) {
 		if s, err := proc.Read(pid); err == nil {
 			u.Processes++
 			u.PIDs = append(u.PIDs, pid)
@@ -179,8 +182,10 @@ func (l *leaf) Usage() (isolation.Usage, error) {
 }
 
 // PIDs is one read of cgroup.procs.
-func (l *leaf) PIDs() []int {
-	pids := cgroupPIDs(l.dir)
+func (l *leaf) PIDs() []int { return l.pidsBut(0) }
+
+func (l *leaf) pidsBut(shim int) []int {
+	pids := slices.DeleteFunc(cgroupPIDs(l.dir), func(pid int) bool { return pid == shim })
 	slices.Sort(pids)
 	return slices.Compact(pids)
 }

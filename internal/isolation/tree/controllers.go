@@ -12,8 +12,10 @@ import (
 	"github.com/cjmd/cjmd/internal/isolation/proc"
 )
 
-// Group is a sandbox whose tree is one cgroup.
-type Group interface{ Dir() string }
+// Group is a sandbox whose tree may be one cgroup.
+type Group interface {
+	Dir() string // "" when it is none
+}
 
 // daemonLeaf is the cgroup that the daemon moves itself into: the kernel enables
 // no controller for the children of a cgroup that has processes of its own.

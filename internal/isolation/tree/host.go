@@ -172,6 +172,7 @@ func (h *Host) strategyLocked(ctx context.Context) (Strategy, error) {
 type Confine struct {
 	NoNewPrivs bool
 	DeathSig   bool // the leader gets SIGKILL when the daemon dies
+	Box        *Box // the worker runs in namespaces of its own, below a shim that makes them
 }
 
 // Sandbox prepares a place for one tree. name is unique among those not closed.
@@ -182,8 +183,11 @@ func (h *Host) Sandbox(ctx context.Context, name string, c Confine) (isolation.S
 	if err != nil {
 		return nil, err
 	}
+	if c.Box != nil && s == Subreaper {
+		return nil, fmt.Errorf("cannot make namespaces: %s", h.rejected[string(PIDNS)])
+	}
 	if s != Cgroup {
-		return h.newShimmed(s, name, c)
+		return h.newShimmed(s, name, c), nil
 	}
 	if h.guard == nil {
 		g, err := startGuard(h, h.base)
@@ -192,7 +196,13 @@ func (h *Host) Sandbox(ctx context.Context, name string, c Confine) (isolation.S
 		}
 		h.guard = g
 	}
-	return h.newLeaf(h.base, name, c)
+	l, err := h.newLeaf(h.base, name, c)
+	if err != nil || c.Box == nil {
+		return l, err
+	}
+	boxed := h.newShimmed(PIDNS, name, c)
+	boxed.leaf = l
+	return boxed, nil
 }
 
 // Close ends the guardian and the starting threads. Every sandbox is closed before.

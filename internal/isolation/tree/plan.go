@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/cjmd/cjmd/internal/isolation"
+	"github.com/cjmd/cjmd/internal/isolation/inside"
 	"github.com/cjmd/cjmd/internal/isolation/proc"
 )
 
@@ -21,16 +23,37 @@ type Plan struct {
 	Dir      string   `json:"dir"`
 	Files    int      `json:"files"` // inherited descriptors, standard streams included
 	DeathSig bool     `json:"death_sig"`
+	Box      *Box     `json:"box,omitempty"`
 }
+
+// Box is what a shim makes around a worker of tier sandboxed.
+type Box struct {
+	Tree    inside.Tree `json:"tree"`
+	Network Network     `json:"network"`
+	UID     int         `json:"uid,omitempty"` // the worker's user; 0: the daemon's
+	GID     int         `json:"gid,omitempty"`
+	NoFile  int         `json:"no_file,omitempty"` // open files of one process; 0: inherited
+}
+
+// Network is what a worker sees of it.
+type Network string
+
+// The networks of a Box.
+const (
+	HostNetwork     Network = "host"
+	NoNetwork       Network = "none"
+	LoopbackNetwork Network = "loopback" // one of its own
+)
 
 // Receipt is what a shim tells its Host, one JSON value each.
 type Receipt struct {
-	Started int    `json:"started,omitempty"` // the worker's pid as the shim sees it
-	Error   string `json:"error,omitempty"`   // why nothing was started
-	NoProc  string `json:"no_proc,omitempty"` // why the namespace has no /proc of its own
-	Exited  bool   `json:"exited,omitempty"`
-	Code    int    `json:"code,omitempty"`
-	Signal  int    `json:"signal,omitempty"`
+	Started int              `json:"started,omitempty"` // the worker's pid as the shim sees it
+	Error   string           `json:"error,omitempty"`   // why nothing was started
+	NoProc  string           `json:"no_proc,omitempty"` // why the namespace has no /proc of its own
+	Facts   []isolation.Fact `json:"facts,omitempty"`   // what holds of a Box
+	Exited  bool             `json:"exited,omitempty"`
+	Code    int              `json:"code,omitempty"`
+	Signal  int              `json:"signal,omitempty"`
 }
 
 // record says on disk which shim stands for a sandbox, so that the next daemon

@@ -27,7 +27,8 @@ type shimmed struct {
 	strategy Strategy
 	name     string
 	c        Confine
-	leader   // the worker itself, a child of the shim
+	leaf     *leaf // nil: no cgroup; else all of it, shim included, is in there
+	leader         // the worker itself, a child of the shim
 
 	shim    *exec.Cmd
 	shimID  proc.ID
@@ -37,36 +38,40 @@ type shimmed struct {
 	gone    chan struct{} // closed when the shim was reaped
 	started bool
 	noProc  string
+	facts   []isolation.Fact // of the Box
 
 	once sync.Once
 	err  error
 }
 
-func (h *Host) newShimmed(s Strategy, name string, c Confine) (*shimmed, error) {
-	return &shimmed{h: h, strategy: s, name: name, c: c, gone: make(chan struct{})}, nil
+func (h *Host) newShimmed(s Strategy, name string, c Confine) *shimmed {
+	return &shimmed{h: h, strategy: s, name: name, c: c, gone: make(chan struct{})}
 }
 
 // probeShim runs the life of one sandbox of that strategy.
 func (h *Host) probeShim(ctx context.Context, s Strategy) error {
-	sb, err := h.newShimmed(s, "probe", Confine{})
-	if err != nil {
-		return err
-	}
+	sb := h.newShimmed(s, "probe", Confine{})
 	defer sb.Close()
-	return h.tryLife(ctx, sb)
+	return h.Try(ctx, sb)
 }
 
-// namespaces asks for a PID namespace; without root it comes with a user
-// namespace that maps nobody but ourselves.
-func namespaces(a *syscall.SysProcAttr) {
+// namespaces asks for a PID namespace, and those of the box; without root they
+// come with a user namespace that maps nobody but ourselves.
+func namespaces(a *syscall.SysProcAttr, box *Box) {
 	a.Cloneflags = syscall.CLONE_NEWPID | syscall.CLONE_NEWNS
+	if box != nil {
+		a.Cloneflags |= syscall.CLONE_NEWIPC
+		if box.Network != HostNetwork {
+			a.Cloneflags |= syscall.CLONE_NEWNET
+		}
+	}
 	if os.Geteuid() != 0 {
 		a.Cloneflags |= syscall.CLONE_NEWUSER
 		a.UidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getuid(), HostID: os.Getuid(), Size: 1}}
 		a.GidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getgid(), HostID: os.Getgid(), Size: 1}}
 		// An exec as a user other than root drops what the user namespace gave; the
 		// shim needs it for its /proc and drops it itself before the worker.
-		a.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN}
+		a.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SETPCAP, unix.CAP_NET_ADMIN}
 	}
 	// The kernel ends the init, and so the namespace, when our thread dies with the daemon.
 	a.Pdeathsig = syscall.SIGKILL
@@ -97,7 +102,10 @@ func (s *shimmed) Start(cmd *exec.Cmd) error {
 	shim.ExtraFiles = append(cmd.ExtraFiles[:len(cmd.ExtraFiles):len(cmd.ExtraFiles)], planR, statusW)
 	shim.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if s.strategy == PIDNS {
-		namespaces(shim.SysProcAttr)
+		namespaces(shim.SysProcAttr, s.c.Box)
+	}
+	if s.leaf != nil {
+		shim.SysProcAttr.UseCgroupFD, shim.SysProcAttr.CgroupFD = true, int(s.leaf.fd.Fd())
 	}
 	if err := s.h.spawnerFor(s.c).start(shim); err != nil {
 		return fmt.Errorf("cannot start the shim: %w", err)
@@ -110,7 +118,7 @@ func (s *shimmed) Start(cmd *exec.Cmd) error {
 	}()
 	plan := Plan{
 		Strategy: s.strategy, Path: cmd.Path, Args: cmd.Args, Env: cleanEnv(cmd.Env, marker),
-		Dir: cmd.Dir, Files: n, DeathSig: s.c.DeathSig,
+		Dir: cmd.Dir, Files: n, DeathSig: s.c.DeathSig, Box: s.c.Box,
 	}
 	return s.begin(plan)
 }
@@ -145,6 +153,8 @@ func (s *shimmed) begin(plan Plan) error {
 			return fmt.Errorf("cannot start %s: %s", plan.Path, r.Error)
 		case r.NoProc != "":
 			s.noProc = r.NoProc
+		case r.Facts != nil:
+			s.facts = r.Facts
 		case r.Started != 0:
 			return errors.Join(s.adopt(r.Started), s.status.SetReadDeadline(time.Time{}))
 		}
@@ -225,7 +235,11 @@ func (s *shimmed) Kill(ctx context.Context) error {
 	if !s.started {
 		return nil
 	}
-	if s.strategy == PIDNS {
+	if s.leaf != nil {
+		if err := s.leaf.Kill(ctx); err != nil {
+			return err
+		}
+	} else if s.strategy == PIDNS {
 		if err := proc.Signal(s.shimID, syscall.SIGKILL); err != nil {
 			return err
 		}
@@ -253,6 +267,9 @@ func (s *shimmed) Empty() bool {
 	if !s.shimGone() {
 		return false
 	}
+	if s.leaf != nil {
+		return s.leaf.Empty()
+	}
 	if s.strategy == PIDNS {
 		return true
 	}
@@ -268,7 +285,18 @@ func (s *shimmed) Empty() bool {
 	return true
 }
 
+// Dir implements Group.
+func (s *shimmed) Dir() string {
+	if s.leaf == nil {
+		return ""
+	}
+	return s.leaf.dir
+}
+
 func (s *shimmed) Usage() (isolation.Usage, error) {
+	if s.leaf != nil {
+		return s.leaf.usage(s.shimID.PID)
+	}
 	u := isolation.Usage{SampledAt: time.Now()}
 	t, err := proc.All()
 	if err != nil {
@@ -286,6 +314,9 @@ func (s *shimmed) Usage() (isolation.Usage, error) {
 
 // PIDs shares one look at /proc with the other sandboxes of the host.
 func (s *shimmed) PIDs() []int {
+	if s.leaf != nil {
+		return s.leaf.pidsBut(s.shimID.PID)
+	}
 	if s.strategy == PIDNS && s.shimGone() {
 		return nil // its init leaves last
 	}
@@ -307,20 +338,27 @@ func (s *shimmed) Report() []isolation.Fact {
 	kill := isolation.Fact{Mechanism: "tree_kill", Requested: true, InForce: true, VerifiedBy: "host probe"}
 	death := isolation.Fact{Mechanism: "daemon_death", Requested: true, InForce: true, VerifiedBy: "host probe"}
 	facts := []isolation.Fact{}
-	if s.strategy == PIDNS {
+	switch {
+	case s.leaf != nil:
+		kill.Detail, death.Detail = "cgroup.kill of "+s.leaf.dir, "guardian fires cgroup.kill; parent death signal of the init"
+	case s.strategy == PIDNS:
 		kill.Detail = "init of a PID namespace" + s.h.rejections()
 		death.Detail = "parent death signal of the init"
-		p := isolation.Fact{Mechanism: "pid_namespace_proc", Requested: true, InForce: s.noProc == "", VerifiedBy: "shim receipt", Detail: s.noProc}
-		facts = append(facts, p)
-	} else {
+	default:
 		kill.Detail = "kill loop below a subreaper" + s.h.rejections()
 		death.Detail = "the subreaper runs the kill loop at end of file"
 	}
-	return append(facts, kill, death, s.leader.session())
+	if s.strategy == PIDNS && s.c.Box == nil {
+		facts = append(facts, isolation.Fact{Mechanism: "pid_namespace_proc", Requested: true, InForce: s.noProc == "", VerifiedBy: "shim receipt", Detail: s.noProc})
+	}
+	return append(append(facts, kill, death, s.leader.session()), s.facts...)
 }
 
 func (s *shimmed) Close() error {
 	s.once.Do(func() {
+		if s.leaf != nil {
+			defer func() { s.err = errors.Join(s.err, s.leaf.Close()) }()
+		}
 		if s.life == nil {
 			return
 		}
