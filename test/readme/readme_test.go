@@ -1,5 +1,5 @@
-// Package readme runs what README.md tells a newcomer to type, as it stands
-// there: the curl session and the plugin in fifteen lines.
+// Package readme runs what README.md and docs/plugins.md tell people to type, as
+// it stands there.
 package readme
 
 import (
