@@ -53,7 +53,11 @@ func (a *app) installer(p place) (*envs.Installer, *config.Config, error) {
 		// What root installs is for the service, which runs as somebody else.
 		syscall.Umask(0o022)
 	}
-	runtime, err := pysdk.Extract(filepath.Join(cfg.StateDir, "installer"))
+	// As the daemon makes it; ours may be the first.
+	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+		return nil, nil, &hintError{fmt.Errorf("cannot make the state directory: %w", err), "--state-dir names another one"}
+	}
+	runtime, err := pysdk.Extract(filepath.Join(cfg.CacheDir, "installer"))
 	if err != nil {
 		return nil, nil, err
 	}

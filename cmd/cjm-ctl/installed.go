@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -260,7 +261,7 @@ func (a *app) removeAll(ctx context.Context, in *envs.Installer, list []envs.Ins
 		if err := in.Remove(x); err != nil {
 			var busy *envs.InUseError
 			if errors.As(err, &busy) {
-				return &hintError{err, "end its worker first: cjm-ctl unload " + notEmpty(firstPlugin(x), x.Name)}
+				return &hintError{err, "end its worker first: cjm-ctl unload " + cmp.Or(firstPlugin(x), x.Name)}
 			}
 			return err
 		}
