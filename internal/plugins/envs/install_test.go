@@ -241,6 +241,23 @@ func TestInstall_ManifestOfAPluginThatNeedsNothing(t *testing.T) {
 	assert.Equal(t, "Stats2", m.Class)
 }
 
+// Placeholders keep their meaning although the copy lies elsewhere.
+func TestInstall_ManifestOfAProgram(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	write(t, b.dir, "conv/manifest.yaml", "name: conv\nruntime: exec\ncommand: [./conv.sh, -q]\nexec:\n  args: [\"{manifest_dir}/x\", [-ss, \"{manifest_dir}\"], \"{{manifest_dirs}}\"]\n")
+	r := b.mustInstall(b.file("plugins: [{manifest: conv}]"), PlanOptions{})
+	m, err := plugins.ReadManifest(r.Manifest)
+	require.NoError(t, err)
+	assert.Equal(t, []string{filepath.Join(b.dir, "conv/conv.sh"), "-q"}, m.Command)
+	var top struct {
+		Exec struct{ Args []any }
+	}
+	require.NoError(t, json.Unmarshal(m.Raw, &top))
+	here := filepath.Join(b.dir, "conv")
+	assert.Equal(t, []any{here + "/x", []any{"-ss", here}, "{{manifest_dirs}}"}, top.Exec.Args)
+}
+
 func TestInstall_ManifestWithItsEnvironment(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

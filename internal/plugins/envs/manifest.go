@@ -162,6 +162,10 @@ func (in *Installer) manifestFor(e Entry, dir string, rec plugins.EnvRecord, a a
 // adopt makes the relative paths of an existing manifest absolute: the copy
 // lies elsewhere. A program that the environment brings is taken from there.
 func adopt(top map[string]any, m plugins.Manifest, dir string) {
+	if exec, ok := top["exec"]; ok {
+		here := strings.NewReplacer("{", "{{", "}", "}}").Replace(filepath.Dir(m.Path))
+		top["exec"] = replaceIn(exec, "{manifest_dir}", here)
+	}
 	if len(m.CodeDirs) > 0 {
 		top["path"] = m.CodeDirs
 	}
@@ -175,6 +179,23 @@ func adopt(top map[string]any, m plugins.Manifest, dir string) {
 		}
 	}
 	top["command"] = command
+}
+
+// replaceIn replaces a text in all strings below v.
+func replaceIn(v any, old, with string) any {
+	switch v := v.(type) {
+	case string:
+		return strings.ReplaceAll(v, old, with)
+	case []any:
+		for i := range v {
+			v[i] = replaceIn(v[i], old, with)
+		}
+	case map[string]any:
+		for k := range v {
+			v[k] = replaceIn(v[k], old, with)
+		}
+	}
+	return v
 }
 
 // compose writes a manifest from what the code said.
