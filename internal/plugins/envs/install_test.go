@@ -245,7 +245,7 @@ func TestInstall_ManifestOfAPluginThatNeedsNothing(t *testing.T) {
 func TestInstall_ManifestOfAProgram(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	write(t, b.dir, "conv/manifest.yaml", "name: conv\nruntime: exec\ncommand: [./conv.sh, -q]\nexec:\n  args: [\"{manifest_dir}/x\", [-ss, \"{manifest_dir}\"], \"{{manifest_dirs}}\"]\n")
+	write(t, b.dir, "conv/manifest.yaml", "name: conv\nruntime: exec\ncommand: [./conv.sh, -q]\nexec:\n  args: [\"{manifest_dir}/x\", [-ss, \"{manifest_dir}{kwargs.start}\"]]\n")
 	r := b.mustInstall(b.file("plugins: [{manifest: conv}]"), PlanOptions{})
 	m, err := plugins.ReadManifest(r.Manifest)
 	require.NoError(t, err)
@@ -255,7 +255,7 @@ func TestInstall_ManifestOfAProgram(t *testing.T) {
 	}
 	require.NoError(t, json.Unmarshal(m.Raw, &top))
 	here := filepath.Join(b.dir, "conv")
-	assert.Equal(t, []any{here + "/x", []any{"-ss", here}, "{{manifest_dirs}}"}, top.Exec.Args)
+	assert.Equal(t, []any{here + "/x", []any{"-ss", here + "{kwargs.start}"}}, top.Exec.Args)
 }
 
 func TestInstall_ManifestWithItsEnvironment(t *testing.T) {
