@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Published plugins of the Python predecessor, unchanged, on the real daemon (docs/compatibility.md says which).
-# Makes the environments that the locks pin, has their own installers write the manifests, runs the tests and writes
-# the table. Everything is below ECOSYSTEM_DIR (default: a temporary directory that is removed). Needs a Python of 3.12
+# Published plugins of the Python predecessor, unchanged, on the real daemon (docs/compatibility.md says which), and our
+# own examples with their real models. Makes the environments that the locks pin, has their own installers write the
+# manifests, installs the examples with cjm-ctl install-all, runs the tests and writes the table. Everything is below ECOSYSTEM_DIR (default: a temporary directory that is removed). Needs a Python of 3.12
 # or newer (ECOSYSTEM_PYTHON) and the package index; what is missing is told, and is skipped where that makes sense.
 set -euo pipefail
 
@@ -110,8 +110,15 @@ if ! command -v ffmpeg >/dev/null 2>&1 || ! command -v ffprobe >/dev/null 2>&1; 
   export PATH=$tools:$PATH
 fi
 
-say 'tests'
 cd "$root"
+say 'examples, by cjm-ctl install-all'
+export ECOSYSTEM_CTL=$dir/bin/cjm-ctl ECOSYSTEM_EXAMPLES=$dir/examples
+"${GO:-go}" build -o "$ECOSYSTEM_CTL" ./cmd/cjm-ctl
+examples=speech,whisper,vad,ocr,filetype,embed,ffmpeg
+if [ -e /dev/nvidia0 ]; then examples+=,torch-burn; else say '  torch-burn is left out: there is no graphics card here'; fi
+"$ECOSYSTEM_CTL" install-all -f examples/plugins.yaml --state-dir "$ECOSYSTEM_EXAMPLES" --only "$examples"
+
+say 'tests'
 table=$root/docs/compatibility.md
 ECOSYSTEM_TABLE=$dir/compatibility.md timeout "$limit" \
   "${GO:-go}" test -count=1 -tags ecosystem -timeout "${limit}s" ${ECOSYSTEM_FLAGS:--v} ./test/ecosystem
