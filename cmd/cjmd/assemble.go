@@ -25,6 +25,7 @@ import (
 	"github.com/cjmd/cjmd/internal/isolation/basic"
 	"github.com/cjmd/cjmd/internal/isolation/contained"
 	"github.com/cjmd/cjmd/internal/isolation/none"
+	"github.com/cjmd/cjmd/internal/isolation/sandboxed"
 	"github.com/cjmd/cjmd/internal/isolation/tree"
 	"github.com/cjmd/cjmd/internal/jobs"
 	"github.com/cjmd/cjmd/internal/jobs/joblog"
@@ -83,8 +84,8 @@ func transports() []supervisor.Transport {
 	return []supervisor.Transport{rpc.New(rpc.Options{}), cjmhttp.New(cjmhttp.Options{})}
 }
 
-func tiers(host *tree.Host) []isolation.Tier {
-	return []isolation.Tier{none.New(host), basic.New(host), contained.New(host)}
+func tiers(cfg *config.Config, host *tree.Host) []isolation.Tier {
+	return []isolation.Tier{none.New(host), basic.New(host), contained.New(host), sandboxed.New(host, sandboxed.Options{Hide: hiddenDirs(cfg)})}
 }
 
 func monitorList() []monitors.Constructor {
@@ -271,7 +272,7 @@ func (d *daemonParts) openWorkers(ctx context.Context, reg prometheus.Registerer
 			},
 		},
 		Transports:  transports(),
-		Tiers:       tiers(d.host),
+		Tiers:       tiers(d.cfg, d.host),
 		Journal:     d.store,
 		LogRoot:     filepath.Join(d.cfg.LogDir, "workers"),
 		LogLimits:   supervisor.LogLimits{FileBytes: int64(d.cfg.Workers.LogMaxMB) << 20, Files: d.cfg.Workers.LogFiles},

@@ -60,6 +60,7 @@ func (s *specs) Spec(_ context.Context, instance string, devices []string) (supe
 	if err != nil {
 		return supervisor.Spec{}, err
 	}
+	wish := isolationWish(s.cfg, man, inst)
 	s.plugins.MarkStarted(instance, man.Hash)
 	return supervisor.Spec{
 		Instance:  instance,
@@ -79,7 +80,8 @@ func (s *specs) Spec(_ context.Context, instance string, devices []string) (supe
 		StartCap:     orElse(man.Timeouts.Start, s.cfg.Workers.StartCap),
 		StallTimeout: orElse(man.Timeouts.Stall, s.cfg.Workers.StallTimeout),
 		StopGrace:    orElse(man.Timeouts.StopGrace, s.cfg.Workers.StopGrace),
-		Isolation:    isolationWish(s.cfg, man, inst),
+		Isolation:    supervisor.IsolationWish{Tier: wish.Tier, Require: wish.Require},
+		View:         s.view(man, wish, command, dirs, devices),
 		Limits:       resourceLimits(man, inst),
 	}, nil
 }
@@ -149,7 +151,7 @@ func (s *specs) pythonPath(env []string, man plugins.Manifest) []string {
 	return prependPath(env, "PYTHONPATH", dirs)
 }
 
-func isolationWish(cfg *config.Config, man plugins.Manifest, inst plugins.Instance) supervisor.IsolationWish {
+func isolationWish(cfg *config.Config, man plugins.Manifest, inst plugins.Instance) plugins.Isolation {
 	wish := man.Isolation
 	if inst.Isolation != nil {
 		wish = *inst.Isolation
@@ -157,7 +159,7 @@ func isolationWish(cfg *config.Config, man plugins.Manifest, inst plugins.Instan
 	if wish.Tier == "" {
 		wish.Tier = cfg.Workers.Isolation.Tier
 	}
-	return supervisor.IsolationWish{Tier: wish.Tier, Require: wish.Require}
+	return wish
 }
 
 func resourceLimits(man plugins.Manifest, inst plugins.Instance) supervisor.ResourceLimits {

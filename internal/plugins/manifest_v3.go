@@ -139,6 +139,13 @@ func readBounds(f *fields, m *Manifest) {
 				iso.fail(fmt.Sprintf("require[%d]", i), "is %q; it must be one of %s", r, strings.Join(requirable, ", "))
 			}
 		}
+		m.Isolation.Network = iso.oneOf("network", "host", "none", "loopback")
+		m.Isolation.Read = iso.texts("read")
+		for i, path := range m.Isolation.Read {
+			if !filepath.IsAbs(path) || filepath.Clean(path) != path {
+				iso.fail(fmt.Sprintf("read[%d]", i), "is %q; it must be an absolute path without . and ..", path)
+			}
+		}
 		iso.strict()
 	}
 	if l, ok := f.object("limits"); ok {

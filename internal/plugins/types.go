@@ -69,6 +69,10 @@ type Manifest struct {
 type Isolation struct {
 	Tier    string   `json:"tier,omitempty"`
 	Require []string `json:"require,omitempty"`
+	// For tier sandboxed: "host" (or empty), "none" or "loopback", and directories
+	// or files that the worker sees besides its own.
+	Network string   `json:"network,omitempty"`
+	Read    []string `json:"read,omitempty"`
 }
 
 // Placement says on which accelerators workers sit. Devices are named by UUID

@@ -85,7 +85,7 @@ func (w *worker) spawn(ctx context.Context, gen int) (*process, *StartError) {
 		Name:      fmt.Sprintf("%s.%d", w.name, gen),
 		MemoryMax: spec.Limits.MemoryMax, PidsMax: spec.Limits.PidsMax,
 		CPUWeight: spec.Limits.CPUWeight, CPUMax: spec.Limits.CPUMax, IOWeight: spec.Limits.IOWeight,
-		NoFile: spec.Limits.NoFile, Nice: spec.Limits.Nice,
+		NoFile: spec.Limits.NoFile, Nice: spec.Limits.Nice, View: spec.View,
 	})
 	if err != nil {
 		return nil, fail("sandbox", err)
@@ -179,6 +179,9 @@ func (p *process) missing() error {
 		why := "tier " + p.tier + " does not have it"
 		if l := p.spec.Limits; want == "memory" && l.MemoryMax == 0 || want == "pids" && l.PidsMax == 0 {
 			why = "no such limit is set (limits of the manifest or the instance)"
+		}
+		if n := p.spec.View.Network; want == "net" && (n == "" || n == "host") {
+			why = "the network wished for is the host's (isolation.network)"
 		}
 		held := false
 		for _, f := range p.report {

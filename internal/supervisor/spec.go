@@ -8,6 +8,8 @@ package supervisor
 import (
 	"context"
 	"time"
+
+	"github.com/cjmd/cjmd/internal/isolation"
 )
 
 // Spec is everything needed to run one instance's worker. The supervisor asks
@@ -27,6 +29,7 @@ type Spec struct {
 	StallTimeout time.Duration // start without any progress, log line or growth, 0: 60 s
 	StopGrace    time.Duration // from the shutdown message to the kill, 0: 5 s; SIGTERM comes at half of it
 	Isolation    IsolationWish
+	View         isolation.View // what a sandboxed worker sees
 	Limits       ResourceLimits
 	// Interpreter facts recorded by the manifest are checked by whoever builds
 	// the Spec; an error from Catalog.Spec refuses the start with that text.

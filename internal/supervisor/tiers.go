@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cjmd/cjmd/internal/isolation"
 )
@@ -11,14 +12,25 @@ import (
 // tierNames are the tiers by their number in a manifest, weakest first.
 func tierNames() []string { return []string{"none", "basic", "contained", "sandboxed"} }
 
+// noticed reports whether a tier changes what a plugin sees of the machine.
+// "auto" is the strongest that does not (docs/decisions/0040), unless the wish
+// requires what only such a tier has.
+func noticed(name string, wish IsolationWish) bool {
+	required := func(what string) bool { return slices.Contains(wish.Require, what) }
+	return name == "sandboxed" && !required("fs") && !required("net") && !required("gpu")
+}
+
 // tier chooses the isolation of a start: the one asked for or, for "auto", the
-// strongest that works here. One that cannot be had is an error that names what
-// is missing, never a weaker one in silence.
+// strongest that works here and is not noticed. One that cannot be had is an error
+// that names what is missing, never a weaker one in silence.
 func (s *Supervisor) tier(ctx context.Context, wish IsolationWish) (isolation.Tier, error) {
 	if wish.Tier == "" || wish.Tier == "auto" {
 		var errs []error
 		for i := len(s.o.Tiers) - 1; i >= 0; i-- {
 			t := s.o.Tiers[i]
+			if noticed(t.Name(), wish) {
+				continue
+			}
 			err := t.Probe(ctx)
 			if err == nil {
 				return t, nil
