@@ -118,10 +118,16 @@ func (s *Scheduler) Preview(ctx context.Context, instance string) (Plan, error) 
 	return plan, nil
 }
 
-// Try is Preview for a job that nobody submitted.
+// Try is Preview for a job that nobody submitted. With a demand of its own it is
+// answered as if another plugin, like this one but for what it needs, had it: the
+// worker that is there serves other needs, and may have to make way.
 func (s *Scheduler) Try(ctx context.Context, w Wish) (Plan, error) {
 	if _, _, err := s.o.Catalog.Instance(w.Instance); err != nil {
 		return Plan{}, err
+	}
+	name := w.Instance
+	if w.Demand != nil {
+		name += asWished
 	}
 	var plan Plan
 	ok := s.ask(ctx, func(l *loop) {
@@ -133,36 +139,87 @@ func (s *Scheduler) Try(ctx context.Context, w Wish) (Plan, error) {
 	if !ok {
 		return Plan{}, orStopping(ctx)
 	}
-	return plan.about(w.Instance), nil
+	plan = plan.about(name)
+	plan.rename(name, w.Instance)
+	return plan, nil
 }
 
 // WishID stands for the wished job in the plan that Try answers.
 const WishID jobs.ID = "wish"
 
+// asWished marks, in the sentences of a plan, the plugin that has other needs.
+const asWished = " (as asked)"
+
 // wishing returns groups with the wished job behind those of its priority.
 func (l *loop) wishing(now time.Time, groups []GroupView, w Wish) []GroupView {
+	job := jobs.Ready{ID: WishID, Seq: math.MaxInt64, Priority: w.Priority, Submitter: w.Submitter, CreatedAt: now, Attempt: 1}
+	if w.Demand != nil {
+		return append(groups, l.likeness(now, w, job))
+	}
 	i := slices.IndexFunc(groups, func(g GroupView) bool { return g.Instance == w.Instance })
 	if i < 0 {
 		groups = append(groups, l.groupView(now, l.inst(w.Instance), nil))
 		i = len(groups) - 1
 	}
 	g := &groups[i]
-	job := jobs.Ready{ID: WishID, Seq: math.MaxInt64, Priority: w.Priority, Submitter: w.Submitter, CreatedAt: now, Attempt: 1}
 	at := len(g.Ready)
 	for at > 0 && g.Ready[at-1].Priority < w.Priority {
 		at--
 	}
 	g.Ready = slices.Insert(slices.Clone(g.Ready), at, job)
 	g.Queued++
-	if d := w.Demand; d != nil { // as if it were another plugin: no worker is there for it
-		g.Demand, g.Resident, g.Loading, g.Devices, g.IdleSince = *d, false, false, nil, time.Time{}
-		g.Need = Need{GPU: d.RequiresGPU, ResidentVRAM: d.MinVRAM, ResidentRAM: d.MinRAM,
-			Known: !d.RequiresGPU || d.MinVRAM > 0, Source: SourceManifest}
-		if d.RequiresGPU {
-			g.Need.Devices = max(d.Devices, 1)
+	return groups
+}
+
+// likeness is a plugin like the one that is wished for, without a worker and with
+// the needs that were given.
+func (l *loop) likeness(now time.Time, w Wish, job jobs.Ready) GroupView {
+	is, d := l.groupView(now, l.inst(w.Instance), nil), *w.Demand
+	g := GroupView{Instance: w.Instance + asWished, Enabled: is.Enabled, Known: is.Known, Problem: is.Problem, Demand: d,
+		Ready: []jobs.Ready{job}, Queued: 1, Concurrency: is.Concurrency, SlotsFree: is.Concurrency, Failed: is.Failed, CoolUntil: is.CoolUntil,
+		Pin: is.Pin, Prefer: is.Prefer, Avoid: is.Avoid,
+		Need: Need{GPU: d.RequiresGPU, ResidentVRAM: d.MinVRAM, ResidentRAM: d.MinRAM, Known: !d.RequiresGPU || d.MinVRAM > 0, Source: SourceManifest}}
+	if d.RequiresGPU {
+		g.Need.Devices = max(d.Devices, 1)
+	}
+	return g
+}
+
+// rename has the plan, but for its sentences, speak of an instance by another name.
+func (p *Plan) rename(from, to string) {
+	name := func(s *string) {
+		if *s == from {
+			*s = to
 		}
 	}
-	return groups
+	for i := range p.Start {
+		name(&p.Start[i].Instance)
+		for j := range p.Start[i].Claims {
+			name(&p.Start[i].Claims[j].Instance)
+			name(&p.Start[i].Claims[j].Owner)
+		}
+	}
+	for i := range p.Fail {
+		name(&p.Fail[i].Instance)
+	}
+	for i := range p.Evict {
+		name(&p.Evict[i].Asker)
+	}
+	for i := range p.Release {
+		name(&p.Release[i].Asker)
+	}
+	for i := range p.Hold {
+		name(&p.Hold[i].Instance)
+		name(&p.Hold[i].Owner)
+	}
+	if p.Shadow != nil && p.Shadow.Instance == from {
+		shadow := *p.Shadow
+		shadow.Instance = to
+		p.Shadow = &shadow
+	}
+	if b := p.Block[from]; b != nil {
+		p.Block = map[string]*jobs.Block{to: b}
+	}
 }
 
 // wanting returns groups with one for the instance that wants something.
