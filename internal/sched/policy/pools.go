@@ -323,11 +323,20 @@ func (w *pass) avail(group, p int) resource.Bytes {
 // yield is what the end of a group's worker brings back to a pool, with what is
 // kept for its next run.
 func (w *pass) yield(group, p int) resource.Bytes {
-	var n resource.Bytes
+	n := w.holding(group, p)
 	for q := range w.pools {
 		if q == p || (w.pools[p].shared && w.pools[q].shared) {
-			a := w.account(group, q)
-			n += a.size() + a.held
+			n += w.account(group, q).held
+		}
+	}
+	return n
+}
+
+// holding is what a group's worker has of a pool.
+func (w *pass) holding(group, p int) (n resource.Bytes) {
+	for q := range w.pools {
+		if q == p || (w.pools[p].shared && w.pools[q].shared) {
+			n += w.account(group, q).size()
 		}
 	}
 	return n

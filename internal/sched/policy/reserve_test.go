@@ -159,6 +159,10 @@ func TestReserve_Eviction(t *testing.T) {
 		{"a worker moves when its device became too small", newBox(8, 24).put("a", 1, need(6, 6)).loaded("a", 0), "evict a for a, block a resource"},
 		{"a worker starts over when its caches leave no room for its next job", cached(), "evict a for a, block a resource"},
 		{"but not before a reading proves that it keeps them", set(cached(), "a", func(g *sched.GroupView) { g.Lingering = true }), "block a resource"},
+		{"nor because of the room that is kept for its own next job", func() *box {
+			b := newBox(24).put("a", 1, need(2, 14)).loaded("a", 0).put("b", 0, need(8, 0)).loaded("b", 0).running("b", 0)
+			return b.claim(sched.Claim{Owner: "a", Kind: sched.KindExecute, Instance: "a", Device: dev(0), Bytes: 13 * gib, Phase: sched.PhaseReserved}).foreign(0, 1)
+		}(), "block a resource"},
 		{"a worker does not start over because others take its room", cached().foreign(0, 9), "block a resource"},
 		{"nobody goes for what an ended run is about to bring back", ended(), "block a resource"},
 		{"but where its worker keeps it", set(ended(), "r", func(g *sched.GroupView) { g.CanRelease = true }), "evict v for a, block a resource"},

@@ -95,7 +95,7 @@ func (w *pass) move(a *ask) bool {
 // worker holds there, even if all others were gone, but would on a fresh one.
 func (w *pass) swollen(a *ask, p int) bool {
 	left := w.forOurs(a, p)
-	return w.whole(a, p) <= left && w.takes(a, p, w.guests[a.group].on)+w.yield(a.group, p) > left
+	return w.whole(a, p) <= left && w.takes(a, p, w.guests[a.group].on)+w.holding(a.group, p) > left
 }
 
 // forOurs is what device p has for a when all our other workers are gone that
