@@ -109,6 +109,9 @@ type Program struct {
 	Result   *Template
 	Progress []Rule
 	Exits    map[int]string
+	// ReadsJob: some template takes values of the job. Otherwise its arguments,
+	// which may be large, need not be parsed.
+	ReadsJob bool
 }
 
 // CompiledArg is one argument, or an optional group of them.
@@ -177,6 +180,7 @@ func (c *compiler) template(key, text string) *Template {
 		c.fail(key, "%v", err)
 		return &Template{}
 	}
+	c.p.ReadsJob = c.p.ReadsJob || t.reads("kwargs", "args")
 	return t
 }
 

@@ -111,6 +111,11 @@ func (t *Template) Needs() bool {
 	return slices.ContainsFunc(t.parts, func(p part) bool { return p.ref != nil && p.ref.def == nil && slices.Contains(roots, p.ref.path[0]) })
 }
 
+// reads reports whether a placeholder begins with one of these roots.
+func (t *Template) reads(roots ...string) bool {
+	return slices.ContainsFunc(t.parts, func(p part) bool { return p.ref != nil && slices.Contains(roots, p.ref.path[0]) })
+}
+
 // Values are what a job's placeholders stand for. Numbers are json.Number.
 type Values struct {
 	Kwargs map[string]any
@@ -165,8 +170,8 @@ func (a CompiledArg) Expand(v *Values, options bool) ([]string, error) {
 func (t *Template) arguments(v *Values, options bool) ([]string, error) {
 	if !t.Spread() {
 		s, err := t.Text(v)
-		if err == nil && !options && len(t.parts) > 0 && t.parts[0].ref != nil {
-			err = t.parts[0].ref.guard(v)
+		if err == nil && !options {
+			err = t.guard(v)
 		}
 		return []string{s}, err
 	}
@@ -194,13 +199,21 @@ func (t *Template) arguments(v *Values, options bool) ([]string, error) {
 	return out, nil
 }
 
-// guard refuses text that a program would take for an option of its own.
-func (r *ref) guard(v *Values) error {
-	s, isText, err := r.text(v)
-	if err != nil || !isText {
-		return err
+// guard refuses an argument that a value of the job makes look like an option.
+func (t *Template) guard(v *Values) error {
+	for _, p := range t.parts {
+		if p.ref == nil {
+			return nil // text of the manifest begins it
+		}
+		s, isText, err := p.ref.text(v)
+		if err != nil || s != "" && !isText {
+			return err
+		}
+		if s != "" {
+			return guard(p.ref.String(), s)
+		}
 	}
-	return guard(r.String(), s)
+	return nil
 }
 
 func guard(name, s string) error {

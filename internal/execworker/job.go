@@ -143,8 +143,10 @@ func (j *job) values(payload []byte) (*execspec.Values, error) {
 		Args   []any
 		Kwargs map[string]any
 	}
-	if err := decode(payload, &in); err != nil {
-		return nil, fmt.Errorf("cannot read the arguments: %w", err)
+	if j.w.program.ReadsJob {
+		if err := decode(payload, &in); err != nil {
+			return nil, fmt.Errorf("cannot read the arguments: %w", err)
+		}
 	}
 	return &execspec.Values{Args: in.Args, Kwargs: in.Kwargs, Config: j.config, Names: map[string]string{
 		"job": j.params.Job, "attempt": strconv.Itoa(j.params.Attempt), "manifest_dir": j.w.program.Spec.Here,
@@ -289,6 +291,7 @@ func (j *job) start(p plan) ([]byte, *failure) {
 	_ = cmd.Wait() // how it ended is in ProcessState
 	j.ended(cmd.Process.Pid)
 	pipes.drain(read)
+	j.out.meter.flush()
 	return j.judge(cmd.ProcessState, p)
 }
 
@@ -467,8 +470,8 @@ func (j *job) resultFile(name string) ([]byte, *failure) {
 // asResult makes a JSON value of what a program wrote.
 func asResult(raw []byte, asText bool, where string) ([]byte, *failure) {
 	if asText {
-		b, _ := json.Marshal(strings.TrimSuffix(strings.ToValidUTF8(string(raw), "\ufffd"), "\n")) // a string always is JSON
-		return b, nil
+		text := strings.TrimSuffix(strings.ToValidUTF8(string(raw), "\ufffd"), "\n")
+		return wire.AppendString(make([]byte, 0, len(text)+2), text), nil
 	}
 	raw = bytes.TrimSpace(raw)
 	if len(raw) > 0 && !json.Valid(raw) {

@@ -1,7 +1,6 @@
 package execworker
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -142,8 +141,8 @@ func (o *output) tail() []string { return o.last }
 
 // readStderr tells lines from the words that are for the worker.
 func (o *output) readStderr(j *job, r io.Reader) {
-	_ = eachLine(r, maxLogLine, true, func(line []byte) error {
-		text := strings.ToValidUTF8(strings.TrimRight(string(line), "\r"), "\ufffd")
+	_ = lines{most: maxLogLine, cut: true, returns: true}.each(r, func(line []byte) error {
+		text := strings.ToValidUTF8(string(line), "\ufffd")
 		if rest, ok := strings.CutPrefix(text, sayProgress); ok && o.meter.say(rest) {
 			return nil
 		}
@@ -175,8 +174,8 @@ func (o *output) readStdout(j *job, p plan, r io.Reader) {
 			err = tooLong(j.w.most)
 		}
 	case execspec.StdoutLog:
-		err = eachLine(r, maxLogLine, true, func(line []byte) error {
-			text := strings.ToValidUTF8(strings.TrimRight(string(line), "\r"), "\ufffd")
+		err = lines{most: maxLogLine, cut: true, returns: true}.each(r, func(line []byte) error {
+			text := strings.ToValidUTF8(string(line), "\ufffd")
 			if !o.meter.match(true, text) && strings.TrimSpace(text) != "" {
 				j.log("stdout", text)
 			}
@@ -184,7 +183,7 @@ func (o *output) readStdout(j *job, p plan, r io.Reader) {
 		})
 	default:
 		wanted := j.params.Stream || p.result == "" // else nobody reads them
-		err = eachLine(r, j.w.most, !wanted, func(line []byte) error {
+		err = lines{most: j.w.most, cut: !wanted}.each(r, func(line []byte) error {
 			if o.meter.match(true, string(line)) || !wanted {
 				return nil
 			}
@@ -239,33 +238,52 @@ func (o *output) result(j *job) ([]byte, *failure) {
 	return append(append([]byte("["), o.array...), ']'), nil
 }
 
-// eachLine calls f with every line, without its newline. A line longer than most
-// is cut where cutLong is set, else it is an error. Programs that draw a progress
-// bar end their lines with a carriage return: that ends a line, too.
-func eachLine(r io.Reader, most int, cutLong bool, f func([]byte) error) error {
-	in := bufio.NewReaderSize(r, 64<<10)
+// lines says how output is cut into lines.
+type lines struct {
+	most int  // bytes of a line
+	cut  bool // a longer one is cut; otherwise it is an error
+	// returns: a carriage return ends a line, too. Programs draw their progress
+	// bars with it.
+	returns bool
+}
+
+// each calls f with every line, without its end.
+func (l lines) each(r io.Reader, f func([]byte) error) error {
+	ends := "\n"
+	if l.returns {
+		ends = "\r\n"
+	}
+	buf := make([]byte, 64<<10)
 	var line []byte
 	for {
-		part, err := in.ReadSlice('\n')
-		if room := most - len(line); len(part) > room+1 {
-			if !cutLong {
-				return tooLong(most)
+		n, err := r.Read(buf)
+		for data := buf[:n]; len(data) > 0; {
+			i := bytes.IndexAny(data, ends)
+			part := data
+			if i >= 0 {
+				part = data[:i]
 			}
-			part = part[:max(room, 0)]
-		}
-		line = append(line, part...)
-		if errors.Is(err, bufio.ErrBufferFull) {
-			continue
-		}
-		if len(line) > 0 {
-			if ferr := f(bytes.TrimSuffix(line, []byte("\n"))); ferr != nil {
-				return ferr
+			if room := l.most - len(line); len(part) > room {
+				if !l.cut {
+					return tooLong(l.most)
+				}
+				part = part[:room]
 			}
+			line = append(line, part...)
+			if i < 0 {
+				break
+			}
+			if err := f(line); err != nil {
+				return err
+			}
+			line, data = line[:0], data[i+1:]
 		}
 		if err != nil {
-			return err
+			if len(line) > 0 {
+				return f(line)
+			}
+			return nil // how the pipe ended says nothing that the exit does not
 		}
-		line = line[:0]
 	}
 }
 
@@ -316,9 +334,11 @@ type meter struct {
 	rules []rule
 
 	mu      sync.Mutex
-	total   float64   // guarded by mu, as is the rest; found in the output
-	message string    // the newest
-	told    time.Time // when progress was told last
+	total   float64     // guarded by mu, as is the rest; found in the output
+	message string      // the newest
+	told    time.Time   // when progress was told last
+	waiting object      // what was not told yet; nil when nothing
+	turn    *time.Timer // until it may be; nil when none runs
 }
 
 // say reads "fraction message".
@@ -384,15 +404,37 @@ func (m *meter) take(r *rule, groups []string) {
 	}
 }
 
-// tell reports progress, at most twenty times a second but for the last step.
+// tell reports progress, at most twenty times a second: what comes faster waits
+// for its turn, and the newest is told.
 func (m *meter) tell(fraction float64, message string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if time.Since(m.told) < progressPace && fraction < 1 && message == m.message {
+	m.message, m.waiting = message, object{"job": m.j.params.Job, "fraction": fraction, "message": cut(message, maxMessage)}
+	if wait := progressPace - time.Since(m.told); wait <= 0 {
+		m.sendLocked()
+	} else if m.turn == nil {
+		m.turn = time.AfterFunc(wait, m.flush)
+	}
+}
+
+// flush tells what waits. After the program has ended it is called once more,
+// before the answer.
+func (m *meter) flush() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.turn != nil {
+		m.turn.Stop()
+		m.turn = nil
+	}
+	m.sendLocked()
+}
+
+func (m *meter) sendLocked() {
+	if m.waiting == nil {
 		return
 	}
-	m.told, m.message = time.Now(), message
-	m.j.w.notify("progress", object{"job": m.j.params.Job, "fraction": fraction, "message": cut(message, maxMessage)}, nil)
+	m.j.w.notify("progress", m.waiting, nil)
+	m.told, m.waiting = time.Now(), nil
 }
 
 // amount reads a number, or a time of day as media programs print it (01:02:03.5).

@@ -62,6 +62,7 @@ func TestWorkerCheck(t *testing.T) {
 	var out bytes.Buffer
 	rep, err := workercheck.Run(ctx, workercheck.Options{
 		Command: command(t, execspec.Spec{})[:2], Env: append(os.Environ(), "GORACE=atexit_sleep_ms=0"), Out: &out,
+		Timeout: time.Minute, // 50 MiB take their time under the race detector
 	})
 	if err != nil {
 		t.Fatal(err)
