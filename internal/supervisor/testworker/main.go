@@ -40,8 +40,9 @@ type worker struct {
 
 	write sync.Mutex // one frame at a time
 
-	mu    sync.Mutex
-	calls map[string]chan string // guarded by mu; cancel modes by job
+	mu     sync.Mutex
+	calls  map[string]chan string // guarded by mu; cancel modes by job
+	config json.RawMessage        // guarded by mu; as last told
 }
 
 func main() {
@@ -141,13 +142,14 @@ func (w *worker) handle(h header, payload []byte) {
 	_ = json.Unmarshal(h.Params, &p)
 	switch h.Method {
 	case "hello":
+		w.configure(payload)
 		go w.hello(h.ID)
 	case "execute":
 		cancels := make(chan string, 4)
 		w.mu.Lock()
 		w.calls[p.Job] = cancels
 		w.mu.Unlock()
-		go w.execute(h.ID, p.Job, payload, cancels)
+		go w.execute(h.ID, p.Job, p.Stream, payload, cancels)
 	case "cancel":
 		w.mu.Lock()
 		c := w.calls[p.Job]
@@ -168,6 +170,9 @@ func (w *worker) handle(h header, payload []byte) {
 			os.Exit(0)
 		}
 	case "configure":
+		var c struct{ New json.RawMessage }
+		_ = json.Unmarshal(payload, &c)
+		w.configure(c.New)
 		w.answer(h.ID, map[string]any{"applied": "reconfigured"}, nil)
 	case "stats":
 		w.answer(h.ID, map[string]any{}, []byte(`{"calls":1}`))
@@ -190,22 +195,28 @@ func (w *worker) hello(id string) {
 		w.notify("progress", map[string]any{"fraction": 0.5, "message": "loading"}, nil)
 	}
 	w.answer(id, map[string]any{
-		"protocol": 1, "name": "testworker", "version": "1", "capabilities": []string{"stream", "cancel"},
+		"protocol": 1, "name": "testworker", "version": "1", "capabilities": []string{"stream", "cancel", "interrupt", "control", "concurrent", "progress"},
 		"pid": os.Getpid(), "runtime": "testworker/1",
 	}, []byte(`{"schema":null,"config":null}`))
 }
 
-// execute does what the first argument says; the second is its number.
-func (w *worker) execute(id, job string, payload []byte, cancels <-chan string) {
+// execute does what the first argument says, the second is its number; or what the
+// keyword argument op says (suite.go).
+func (w *worker) execute(id, job string, stream bool, payload []byte, cancels <-chan string) {
 	defer func() {
 		w.mu.Lock()
 		delete(w.calls, job)
 		w.mu.Unlock()
 	}()
 	var in struct {
-		Args []any `json:"args"`
+		Args   []any           `json:"args"`
+		Kwargs json.RawMessage `json:"kwargs"`
 	}
 	_ = json.Unmarshal(payload, &in)
+	if c := (suiteCall{id: id, job: job, stream: stream, cancels: cancels}); c.read(in.Args, in.Kwargs) {
+		w.suite(c)
+		return
+	}
 	what, n := "", 0
 	if len(in.Args) > 0 {
 		what, _ = in.Args[0].(string)

@@ -11,15 +11,15 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/cjmd/cjmd/internal/supervisor"
 	"github.com/cjmd/cjmd/internal/supervisor/transport/rpc"
 	"github.com/cjmd/cjmd/internal/supervisor/transport/rpc/wire"
+	"github.com/cjmd/cjmd/internal/supervisor/transport/transporttest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { transporttest.Main(m) }
 
 // peer plays the worker, in this process, one frame at a time.
 type peer struct {
