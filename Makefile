@@ -37,6 +37,8 @@ build: ## Build bin/cjmd and bin/cjm-ctl
 ##@ Check
 
 .PHONY: test
+# The Python suite is a part of both; once is enough.
+test: export CJMD_PYTHON_SUITE = apart
 test: test-go test-python ## All tests: Go with the race detector, then Python
 
 .PHONY: test-go
