@@ -32,7 +32,7 @@ func newResult(a *app) *cobra.Command {
 
 // printResult prints a result: JSON for people, other bytes unchanged.
 func (a *app) printResult(ctx context.Context, c *client.API, id string) error {
-	resp, err := checked(c.GetResult(ctx, id))
+	resp, err := checked(c.GetResult(ctx, id, nil))
 	if err != nil {
 		return err
 	}
@@ -59,7 +59,7 @@ func (a *app) printResult(ctx context.Context, c *client.API, id string) error {
 }
 
 func (a *app) saveResult(ctx context.Context, c *client.API, id, path string) error {
-	resp, err := checked(c.GetResult(ctx, id))
+	resp, err := checked(c.GetResult(ctx, id, nil))
 	if err != nil {
 		return err
 	}

@@ -84,6 +84,7 @@ type server struct {
 	o        Options
 	log      *zap.Logger
 	spec     *spec
+	bodies   *bodies
 	access   *access
 	streams  *streamCount
 	sessions *sessions
@@ -106,6 +107,7 @@ func NewHandler(o Options) (http.Handler, error) {
 	}
 	acc.sessions = newSessions(o.Now)
 	s := &server{o: o, log: o.Log, spec: sp, access: acc, streams: newStreamCount(), sessions: acc.sessions, metrics: metricsHandler(o.Gatherer)}
+	s.bodies = newBodies(sp, o.Limits, o.BodyTimeout)
 	return s.router(), nil
 }
 
@@ -144,16 +146,26 @@ func withDefaults(o Options) Options {
 	return o
 }
 
+// restOfPath ends a pattern whose last parameter may hold slashes.
+const restOfPath = "{name...}"
+
+// withName gives the rest of the path to the generated code.
+func withName(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		chi.RouteContext(r.Context()).URLParams.Add("name", chi.URLParam(r, "*"))
+		next.ServeHTTP(w, r)
+	})
+}
+
 // router mounts the rows of routes.go.
 func (s *server) router() http.Handler {
 	strict := wire.NewStrictHandlerWithOptions(s, []wire.StrictMiddlewareFunc{withRequest}, wire.StrictHTTPServerOptions{RequestErrorHandlerFunc: s.fail, ResponseErrorHandlerFunc: s.fail})
 	gen := &wire.ServerInterfaceWrapper{Handler: strict, ErrorHandlerFunc: s.fail}
-	b := newBodies(s.spec, s.o.Limits)
 
 	r := chi.NewRouter()
 	r.NotFound(func(w http.ResponseWriter, req *http.Request) { s.fail(w, req, &requestError{Code: codeNotFound}) })
 	r.MethodNotAllowed(func(w http.ResponseWriter, req *http.Request) {
-		for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete} {
+		for _, m := range []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete} {
 			if r.Match(chi.NewRouteContext(), m, req.URL.Path) {
 				w.Header().Add("Allow", m)
 			}
@@ -161,11 +173,15 @@ func (s *server) router() http.Handler {
 		s.fail(w, req, &requestError{Code: codeMethod})
 	})
 	for _, row := range routes(gen) {
-		h := b.check(row.op, row.handler, s.fail)
+		h := s.bodies.check(row.op, row.handler, s.fail)
 		if strings.HasPrefix(row.pattern, "/v1/") { // probes and scrapers append what they like
 			h = s.knownQuery(s.spec.query[row.op], h)
 		}
-		r.Method(row.method, row.pattern, s.authorize(row.role, h))
+		pattern := row.pattern
+		if base, ok := strings.CutSuffix(pattern, restOfPath); ok {
+			pattern, h = base+"*", withName(h)
+		}
+		r.Method(row.method, pattern, s.authorize(row.role, h))
 	}
 	return s.outer(r)
 }

@@ -100,7 +100,7 @@ func BenchmarkVerify_Submit(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	bo := newBodies(sp, DefaultLimits)
+	bo := newBodies(sp, DefaultLimits, time.Second)
 	b.ReportAllocs()
 	for b.Loop() {
 		if err := bo.verify(sp.rules["submitJob"], []byte(benchBody)); err != nil {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,11 +23,14 @@ const maxPooled = 256 << 10
 type bodies struct {
 	spec   *spec
 	limits func() Limits
-	pool   sync.Pool
+	// timeout is how long a body may take that is read as it comes, for each
+	// steadyStep bytes.
+	timeout time.Duration
+	pool    sync.Pool
 }
 
-func newBodies(s *spec, limits func() Limits) *bodies {
-	return &bodies{spec: s, limits: limits, pool: sync.Pool{New: func() any { return new(bytes.Buffer) }}}
+func newBodies(s *spec, limits func() Limits, timeout time.Duration) *bodies {
+	return &bodies{spec: s, limits: limits, timeout: timeout, pool: sync.Pool{New: func() any { return new(bytes.Buffer) }}}
 }
 
 // besideArgs is what a submission may hold besides its arguments.
@@ -44,6 +48,16 @@ func (l Limits) largest(op string) int64 {
 // check returns the handler for one operation that has a body.
 func (b *bodies) check(op string, next http.Handler, fail func(http.ResponseWriter, *http.Request, error)) http.Handler {
 	rule := b.spec.rules[op]
+	if rule == nil && b.spec.streams[op] {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if err := plainBody(r); err != nil {
+				fail(w, r, err)
+				return
+			}
+			r.Body = newSteadyBody(w, r.Body, b.timeout)
+			next.ServeHTTP(w, r)
+		})
+	}
 	if rule == nil {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.ContentLength != 0 { // a body that nobody asked for is a mistake of the caller
@@ -56,6 +70,16 @@ func (b *bodies) check(op string, next http.Handler, fail func(http.ResponseWrit
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !rule.required && (r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0) {
 			r.Body = io.NopCloser(bytes.NewReader([]byte("{}")))
+			next.ServeHTTP(w, r)
+			return
+		}
+		if b.spec.streams[op] && strings.HasPrefix(strings.ToLower(r.Header.Get("Content-Type")), multipartForm) {
+			if err := plainBody(r); err != nil {
+				fail(w, r, err)
+				return
+			}
+			r.Header.Set("Content-Type", multipartForm+r.Header.Get("Content-Type")[len(multipartForm):]) // as the generated code looks for it
+			r.Body = newSteadyBody(w, r.Body, b.timeout)
 			next.ServeHTTP(w, r)
 			return
 		}
@@ -102,11 +126,51 @@ func jsonType(r *http.Request) error {
 		return &requestError{Code: codeContentType,
 			Detail: "The body has to be JSON.", Next: "Send the header Content-Type: application/json."}
 	}
+	if given := r.Header.Get("Content-Type"); !strings.HasPrefix(given, kind) {
+		r.Header.Set("Content-Type", kind) // as the generated code looks for it
+	}
+	return plainBody(r)
+}
+
+const multipartForm = "multipart/form-data"
+
+// plainBody refuses a body that is compressed.
+func plainBody(r *http.Request) error {
 	if enc := r.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
 		return &requestError{Code: codeContentEncoding,
 			Detail: "The body must not be compressed.", Next: "Send it without Content-Encoding."}
 	}
 	return nil
+}
+
+// steadyBody is a body without a bound in time, as long as it comes steadily: the
+// deadline moves on with every steadyStep bytes.
+type steadyBody struct {
+	io.ReadCloser
+	extend func()
+	since  int
+}
+
+const steadyStep = 64 << 10
+
+func newSteadyBody(w http.ResponseWriter, body io.ReadCloser, timeout time.Duration) *steadyBody {
+	b := &steadyBody{ReadCloser: body}
+	rc := http.NewResponseController(w)
+	b.extend = func() { _ = rc.SetReadDeadline(time.Now().Add(timeout)) } // without a socket nothing can stall
+	b.extend()
+	return b
+}
+
+func (b *steadyBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if b.since += n; b.since >= steadyStep {
+		b.since = 0
+		b.extend()
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = &requestError{Code: codeBodyUnreadable, Detail: "The body could not be read to its end.", Cause: err}
+	}
+	return n, err
 }
 
 func readBody(w http.ResponseWriter, r *http.Request, buf *bytes.Buffer, limit int64) error {

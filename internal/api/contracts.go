@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"os"
 	"time"
 
 	"github.com/cjmd/cjmd/internal/events"
@@ -30,6 +31,11 @@ type Jobs interface {
 	Overview(ctx context.Context, limit int) (jobs.Overview, error)
 	Result(ctx context.Context, id jobs.ID) (io.ReadSeekCloser, jobs.ResultInfo, error)
 	Log(ctx context.Context, id jobs.ID, after uint64) (JobLog, error)
+	Files(ctx context.Context, id jobs.ID, sums bool) (jobs.Files, error)
+	OpenFile(ctx context.Context, id jobs.ID, name string) (*os.File, jobs.File, error)
+	PutFile(ctx context.Context, id jobs.ID, name string, u jobs.Upload) (f jobs.File, created bool, err error)
+	RemoveFile(ctx context.Context, id jobs.ID, name, ifMatch string) error
+	NewStage() (*jobs.Stage, error)
 }
 
 // Lifecycle is the scheduler's side of plugins: only it may start or stop a

@@ -30,6 +30,12 @@ func wireJob(j jobs.Job) wire.Job {
 	for _, d := range j.Spec.DependsOn {
 		out.DependsOn = append(out.DependsOn, string(d))
 	}
+	if len(out.DependsOn) > 0 {
+		out.OnDependencyFailure = "cancel"
+		if j.Spec.RunOnDepFail {
+			out.OnDependencyFailure = "run"
+		}
+	}
 	if j.Progress != 0 || j.Status == jobs.Running {
 		p := j.Progress
 		out.Progress = &p
@@ -44,7 +50,7 @@ func wireJob(j jobs.Job) wire.Job {
 // wireJobFull adds what a job was asked with.
 func wireJobFull(j jobs.Job) wire.Job {
 	out := wireJob(j)
-	out.Args, out.Kwargs = j.Spec.Args, j.Spec.Kwargs
+	out.Args, out.Kwargs, out.Task, out.Method = j.Spec.Args, j.Spec.Kwargs, j.Spec.Task, j.Spec.Method
 	return out
 }
 

@@ -378,7 +378,7 @@ func (s *server) submitExecute(ctx context.Context, plugin string, key *string, 
 		return jobs.Job{}, err
 	}
 	sub, err := s.build(ctx, submission{key: name, req: wire.JobRequest{
-		Plugin: plugin, Args: b.Args, Kwargs: b.Kwargs, Stream: stream, Priority: b.Priority, Labels: b.Labels, MaxAttempts: b.MaxAttempts,
+		Plugin: plugin, Args: b.Args, Kwargs: b.Kwargs, Task: b.Task, Method: b.Method, Stream: stream, Priority: b.Priority, Labels: b.Labels, MaxAttempts: b.MaxAttempts,
 		QueueTimeout: b.QueueTimeout, RunTimeout: b.RunTimeout, CancelGrace: b.CancelGrace, InterruptGrace: b.InterruptGrace,
 	}})
 	if re := (*requestError)(nil); errors.As(err, &re) && re.Code == codeUnknownPlugin {

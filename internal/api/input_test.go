@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -138,7 +139,7 @@ func TestRoutes_EqualTheDescriptionBothWays(t *testing.T) {
 	for _, row := range routes(&wire.ServerInterfaceWrapper{}) {
 		require.False(t, seen[row.op], "%s is served twice", row.op)
 		seen[row.op] = true
-		require.Equal(t, sp.ops[row.op], row.method+" "+row.pattern, "operation %s", row.op)
+		require.Equal(t, sp.ops[row.op], row.method+" "+strings.Replace(row.pattern, restOfPath, "{name}", 1), "operation %s", row.op)
 		require.Equal(t, sp.roles[row.op], string(row.role), "x-role of %s", row.op)
 	}
 	for op := range sp.ops {
@@ -187,11 +188,11 @@ func TestExamples_OfTheDescriptionAreAccepted(t *testing.T) {
 	t.Parallel()
 	sp, err := loadSpec(apispec.Spec)
 	require.NoError(t, err)
-	b := newBodies(sp, DefaultLimits)
+	b := newBodies(sp, DefaultLimits, time.Second)
 	for op, at := range sp.ops {
 		method, path, _ := strings.Cut(at, " ")
 		body := asMap(dig(sp.doc, "paths", path, strings.ToLower(method), "requestBody"))
-		if body == nil {
+		if body == nil || dig(body, "content", "application/json") == nil {
 			continue
 		}
 		examples := asMap(dig(body, "content", "application/json", "examples"))

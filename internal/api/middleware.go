@@ -204,7 +204,7 @@ func newRequestID() string {
 // for what the form hides: ranges, Accept, conditions.
 func withRequest(next wire.StrictHandlerFunc, op string) wire.StrictHandlerFunc {
 	switch op {
-	case "GetResult", "GetJobLogs", "GetPluginLogs", "Metrics", "Login":
+	case "GetResult", "GetJobFile", "HeadJobFile", "PutJobFile", "GetJobLogs", "GetPluginLogs", "Metrics", "Login":
 	default:
 		return next
 	}

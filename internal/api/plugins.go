@@ -28,6 +28,7 @@ func (b rawJSON) send(w http.ResponseWriter) error {
 func (b rawJSON) VisitGetConfigSchemaResponse(w http.ResponseWriter) error  { return b.send(w) }
 func (b rawJSON) VisitGetConfigOptionsResponse(w http.ResponseWriter) error { return b.send(w) }
 func (b rawJSON) VisitGetPluginStatsResponse(w http.ResponseWriter) error   { return b.send(w) }
+func (b rawJSON) VisitGetSurfaceResponse(w http.ResponseWriter) error       { return b.send(w) }
 
 // state of an instance's worker; stopped when it never had one.
 func (s *server) state(instance string) supervisor.State {
@@ -277,16 +278,35 @@ func (s *server) GetConfigOptions(ctx context.Context, req wire.GetConfigOptions
 	}
 }
 
+// ask puts a question to a loaded worker.
+func (s *server) ask(ctx context.Context, name, method string) (rawJSON, error) {
+	if _, _, err := s.o.Plugins.Instance(name); err != nil {
+		return nil, err
+	}
+	raw, err := s.o.Workers.Request(ctx, name, method, nil)
+	return rawJSON(raw), err
+}
+
 // GetPluginStats is GET /v1/plugins/{name}/stats.
 func (s *server) GetPluginStats(ctx context.Context, req wire.GetPluginStatsRequestObject) (wire.GetPluginStatsResponseObject, error) {
-	if _, _, err := s.o.Plugins.Instance(req.Name); err != nil {
-		return nil, err
-	}
-	raw, err := s.o.Workers.Request(ctx, req.Name, "stats", nil)
-	if err != nil {
-		return nil, err
-	}
-	return rawJSON(raw), nil
+	return s.ask(ctx, req.Name, "stats")
+}
+
+// GetSurface is GET /v1/plugins/{name}/surface.
+func (s *server) GetSurface(ctx context.Context, req wire.GetSurfaceRequestObject) (wire.GetSurfaceResponseObject, error) {
+	return s.ask(ctx, req.Name, "surface")
+}
+
+// PrefetchPlugin is POST /v1/plugins/{name}/prefetch.
+func (s *server) PrefetchPlugin(ctx context.Context, req wire.PrefetchPluginRequestObject) (wire.PrefetchPluginResponseObject, error) {
+	_, err := s.ask(ctx, req.Name, "prefetch")
+	return wire.PrefetchPlugin204Response{}, err
+}
+
+// ReleasePlugin is POST /v1/plugins/{name}/release.
+func (s *server) ReleasePlugin(ctx context.Context, req wire.ReleasePluginRequestObject) (wire.ReleasePluginResponseObject, error) {
+	_, err := s.ask(ctx, req.Name, "release")
+	return wire.ReleasePlugin204Response{}, err
 }
 
 // ListInstances is GET /v1/plugins/{name}/instances.

@@ -58,6 +58,7 @@ const (
 	codeContentEncoding  = "content_encoding"
 	codeBodyUnreadable   = "body_unreadable"
 	codeBodyTooLarge     = "body_too_large"
+	codeBadMultipart     = "invalid_multipart"
 	codeBadCursor        = "bad_cursor"
 	codeBadEventID       = "bad_event_id"
 
@@ -75,6 +76,13 @@ const (
 	codeTokenNotFound  = "token_not_found"
 	codeLeaseNotFound  = "lease_not_found"
 	codeNoResult       = "no_result"
+	codeFileNotFound   = "file_not_found"
+	codeFileName       = "file_name"
+	codeFileExists     = "file_exists"
+	codeFileChanged    = "file_changed"
+	codeFileQuota      = "file_quota"
+	codeFilesFull      = "files_full"
+	codeChecksum       = "checksum_mismatch"
 	codeUnknownPlugin  = "unknown_plugin"
 	codePluginUnusable = "plugin_unusable"
 	codePluginDisabled = "plugin_disabled"
@@ -125,6 +133,7 @@ var problemKinds = map[string]problemKind{
 	codeContentEncoding:  {415, "The body must not be compressed.", "Send it without Content-Encoding."},
 	codeBodyUnreadable:   {400, "The body could not be read to its end.", "Send the request again."},
 	codeBodyTooLarge:     {413, "The body is too large.", "Put large data into a file and pass its path."},
+	codeBadMultipart:     {400, "The body is no multipart/form-data with a part called job.", "Send the job as JSON in the part job, and each file in a part of its own."},
 	codeBadCursor:        {400, "The cursor is none that this list gave.", "Begin again without a cursor."},
 	codeBadEventID:       {400, "Last-Event-ID or after is no number.", "Send the id of the last event that was seen, or none."},
 
@@ -142,6 +151,13 @@ var problemKinds = map[string]problemKind{
 	codeTokenNotFound:  {404, "There is no such token.", "GET /v1/tokens lists them."},
 	codeLeaseNotFound:  {404, "There is no such lease.", "GET /v1/leases lists them; those that are over are gone."},
 	codeNoResult:       {404, "The job has no result.", "Look at the job's error or its stream."},
+	codeFileNotFound:   {404, "The job has no such file.", "GET /v1/jobs/ID/files lists what it has."},
+	codeFileName:       {422, "The name cannot be a file's.", "Use a relative path without .., links and control characters."},
+	codeFileExists:     {412, "There is a file of this name.", "Choose another name, or leave If-None-Match out to replace it."},
+	codeFileChanged:    {412, "The file is not what If-Match names.", "GET /v1/jobs/ID/files has its ETag as it is now."},
+	codeFileQuota:      {413, "The job may not have so many files or bytes.", "Send less, put the file where the daemon can read it and pass its path, or raise jobs.files_mb."},
+	codeFilesFull:      {507, "There is no more room for files of jobs.", "Remove files of old jobs (DELETE /v1/jobs/ID/files/NAME), wait for retention, or raise jobs.files_total_mb."},
+	codeChecksum:       {422, "Other bytes arrived than the checksum names.", "Send the file again."},
 	codeUnknownPlugin:  {422, "The plugin is not known.", "GET /v1/plugins lists what was found; POST /v1/plugins/discover looks again."},
 	codePluginUnusable: {409, "The plugin's manifest cannot be used.", "Mend the manifest; it is read again at once."},
 	codePluginDisabled: {409, "The plugin is disabled.", "Enable it with POST /v1/plugins/NAME/enable."},
@@ -184,6 +200,9 @@ func explain(err error) *requestError {
 		return &requestError{Code: codeStoreFull, RetryAfter: 30 * time.Second, Cause: err}
 	}
 	if re := explainJobs(err); re != nil {
+		return re
+	}
+	if re := explainFiles(err); re != nil {
 		return re
 	}
 	if re := explainPlugins(err); re != nil {

@@ -19,7 +19,7 @@ type route struct {
 
 // routes is everything the API serves.
 func routes(g *wire.ServerInterfaceWrapper) []route {
-	const get, post, put, patch, del = http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete
+	const get, head, post, put, patch, del = http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete
 	return []route{
 		{post, "/v1/jobs", "submitJob", RoleSubmit, g.SubmitJob},
 		{get, "/v1/jobs", "listJobs", RoleRead, g.ListJobs},
@@ -34,6 +34,11 @@ func routes(g *wire.ServerInterfaceWrapper) []route {
 		{get, "/v1/jobs/{id}/events", "jobEvents", RoleRead, g.JobEvents},
 		{get, "/v1/jobs/{id}/stream", "jobStream", RoleRead, g.JobStream},
 		{get, "/v1/jobs/{id}/result", "getResult", RoleRead, g.GetResult},
+		{get, "/v1/jobs/{id}/files", "listJobFiles", RoleRead, g.ListJobFiles},
+		{get, "/v1/jobs/{id}/files/{name...}", "getJobFile", RoleRead, g.GetJobFile},
+		{head, "/v1/jobs/{id}/files/{name...}", "headJobFile", RoleRead, g.HeadJobFile},
+		{put, "/v1/jobs/{id}/files/{name...}", "putJobFile", RoleSubmit, g.PutJobFile},
+		{del, "/v1/jobs/{id}/files/{name...}", "deleteJobFile", RoleSubmit, g.DeleteJobFile},
 		{get, "/v1/jobs/{id}/logs", "getJobLogs", RoleRead, g.GetJobLogs},
 		{get, "/v1/jobs/{id}/explain", "explainJob", RoleRead, g.ExplainJob},
 
@@ -59,6 +64,9 @@ func routes(g *wire.ServerInterfaceWrapper) []route {
 		{get, "/v1/plugins/{name}/config/schema", "getConfigSchema", RoleRead, g.GetConfigSchema},
 		{get, "/v1/plugins/{name}/config/options", "getConfigOptions", RoleRead, g.GetConfigOptions},
 		{get, "/v1/plugins/{name}/stats", "getPluginStats", RoleRead, g.GetPluginStats},
+		{get, "/v1/plugins/{name}/surface", "getSurface", RoleRead, g.GetSurface},
+		{post, "/v1/plugins/{name}/prefetch", "prefetchPlugin", RoleAdmin, g.PrefetchPlugin},
+		{post, "/v1/plugins/{name}/release", "releasePlugin", RoleAdmin, g.ReleasePlugin},
 		{get, "/v1/plugins/{name}/profile", "getProfile", RoleRead, g.GetProfile},
 		{del, "/v1/plugins/{name}/profile", "resetProfile", RoleAdmin, g.ResetProfile},
 		{get, "/v1/plugins/{name}/logs", "getPluginLogs", RoleRead, g.GetPluginLogs},

@@ -32,6 +32,8 @@ type spec struct {
 	ops   map[string]string    // by operationId: "METHOD /path"
 	codes map[string][]string  // by operationId: x-problems
 	query map[string][]string  // by operationId: names of query parameters
+	// streams: by operationId: the body may be other than JSON, and is then read as it comes.
+	streams map[string]bool
 }
 
 const specURL = "urn:cjmd:openapi"
@@ -55,7 +57,7 @@ func loadSpec(src []byte) (*spec, error) {
 	if !ok {
 		return nil, errors.New("cannot read the API description: it is no object")
 	}
-	s := &spec{doc: doc, rules: map[string]*bodyRule{}, roles: map[string]string{}, ops: map[string]string{}, codes: map[string][]string{}, query: map[string][]string{}}
+	s := &spec{doc: doc, rules: map[string]*bodyRule{}, roles: map[string]string{}, ops: map[string]string{}, codes: map[string][]string{}, query: map[string][]string{}, streams: map[string]bool{}}
 	c := jsonschema.NewCompiler()
 	if err := c.AddResource(specURL, doc); err != nil {
 		return nil, fmt.Errorf("cannot use the API description: %w", err)
@@ -105,7 +107,12 @@ func (s *spec) addRule(c *jsonschema.Compiler, id string, op map[string]any) err
 	if body == nil {
 		return nil
 	}
-	ref, _ := dig(body, "content", "application/json", "schema", "$ref").(string)
+	content := asMap(body["content"])
+	s.streams[id] = content[multipartForm] != nil || content["application/octet-stream"] != nil
+	if content["application/json"] == nil && s.streams[id] {
+		return nil
+	}
+	ref, _ := dig(content, "application/json", "schema", "$ref").(string)
 	if ref == "" {
 		return fmt.Errorf("cannot use the API description: the body of %s is no reference to a component", id)
 	}

@@ -35,6 +35,7 @@ type submission struct {
 	id, key string
 	req     wire.JobRequest
 	pointer string // where req stands in the body, for errors
+	stage   *jobs.Stage
 }
 
 // build checks one submission against its plugin and fills in what the plugin
@@ -49,7 +50,7 @@ func (s *server) build(ctx context.Context, in submission) (jobs.Submission, err
 			Fields: []wire.FieldError{{Pointer: in.pointer + "/args", Message: "is too large, together with kwargs"}}}
 	}
 	spec := jobs.Spec{
-		Instance: in.req.Plugin, Args: in.req.Args, Kwargs: in.req.Kwargs, Stream: in.req.Stream, Priority: in.req.Priority,
+		Instance: in.req.Plugin, Args: in.req.Args, Kwargs: in.req.Kwargs, Task: in.req.Task, Method: in.req.Method, Stream: in.req.Stream, Priority: in.req.Priority,
 		Labels: in.req.Labels, MaxAttempts: in.req.MaxAttempts, Held: in.req.Hold,
 		RunOnDepFail: in.req.OnDependencyFailure == wire.JobRequestOnDependencyFailureRun,
 	}
@@ -80,7 +81,7 @@ func (s *server) build(ctx context.Context, in submission) (jobs.Submission, err
 	if spec.MaxAttempts == 0 {
 		spec.MaxAttempts = man.MaxAttempts
 	}
-	return jobs.Submission{ID: jobs.ID(in.id), IdempotencyKey: in.key, Spec: spec, Submitter: principalOf(ctx).Name}, nil
+	return jobs.Submission{ID: jobs.ID(in.id), IdempotencyKey: in.key, Spec: spec, Submitter: principalOf(ctx).Name, Stage: in.stage}, nil
 }
 
 // runnable finds the instance that a submission names.
@@ -125,7 +126,16 @@ func (s *server) SubmitJob(ctx context.Context, req wire.SubmitJobRequestObject)
 	if err != nil {
 		return nil, err
 	}
-	a, err := s.submitOne(ctx, submission{key: key, req: *req.Body}, req.Params.Wait, req.Params.Prefer)
+	in := submission{key: key}
+	if req.MultipartBody != nil {
+		if in.req, in.stage, err = s.receive(req.MultipartBody); err != nil {
+			return nil, err
+		}
+		defer s.settle(ctx, in.stage)
+	} else {
+		in.req = *req.JSONBody
+	}
+	a, err := s.submitOne(ctx, in, req.Params.Wait, req.Params.Prefer)
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +207,7 @@ func (s *server) SubmitBatch(ctx context.Context, req wire.SubmitBatchRequestObj
 	subs := make([]jobs.Submission, 0, len(req.Body.Jobs))
 	for i, it := range req.Body.Jobs {
 		sub, err := s.build(ctx, submission{id: it.Id, key: it.IdempotencyKey, pointer: "/jobs/" + strconv.Itoa(i), req: wire.JobRequest{
-			Plugin: it.Plugin, Args: it.Args, Kwargs: it.Kwargs, Stream: it.Stream, Priority: it.Priority, Labels: it.Labels,
+			Plugin: it.Plugin, Args: it.Args, Kwargs: it.Kwargs, Task: it.Task, Method: it.Method, Stream: it.Stream, Priority: it.Priority, Labels: it.Labels,
 			QueueTimeout: it.QueueTimeout, RunTimeout: it.RunTimeout, CancelGrace: it.CancelGrace, InterruptGrace: it.InterruptGrace,
 			MaxAttempts: it.MaxAttempts, Hold: it.Hold, DependsOn: it.DependsOn,
 			OnDependencyFailure: wire.JobRequestOnDependencyFailure(it.OnDependencyFailure),

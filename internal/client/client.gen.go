@@ -154,6 +154,11 @@ type ClientInterface interface {
 	// The answer leaves only after the job is on disk. With `?wait=` or `Prefer: wait=` it is held until the job is final or
 	// the time is over. A known `Idempotency-Key` with the same body answers 200 with the first job, with another body 409.
 	//
+	// As `multipart/form-data` the job comes with its files: the part `job` holds the JSON, every other part is a file,
+	// stored under the part's name, or for parts that are called `file` under the filename that they carry. All of it is on
+	// disk before the answer, and the job cannot start before; when something is wrong, nothing is kept. A part may have the
+	// header `Content-Digest` or `X-Checksum-SHA256`.
+	//
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /v1/jobs (the `SubmitJob` operationId).
@@ -163,6 +168,11 @@ type ClientInterface interface {
 	//
 	// The answer leaves only after the job is on disk. With `?wait=` or `Prefer: wait=` it is held until the job is final or
 	// the time is over. A known `Idempotency-Key` with the same body answers 200 with the first job, with another body 409.
+	//
+	// As `multipart/form-data` the job comes with its files: the part `job` holds the JSON, every other part is a file,
+	// stored under the part's name, or for parts that are called `file` under the filename that they carry. All of it is on
+	// disk before the answer, and the job cannot start before; when something is wrong, nothing is kept. A part may have the
+	// header `Content-Digest` or `X-Checksum-SHA256`.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -247,6 +257,42 @@ type ClientInterface interface {
 	// Corresponds with GET /v1/jobs/{id}/explain (the `ExplainJob` operationId).
 	ExplainJob(ctx context.Context, id JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListJobFiles Files of a job
+	//
+	// What was uploaded and what the job left, in order of names. Checksums of files that were not uploaded are counted when
+	// they are first asked for, and not while the job runs.
+	//
+	// Corresponds with GET /v1/jobs/{id}/files (the `ListJobFiles` operationId).
+	ListJobFiles(ctx context.Context, id JobID, params *ListJobFilesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteJobFile Remove a file of a job that does not run
+	//
+	// Corresponds with DELETE /v1/jobs/{id}/files/{name} (the `DeleteJobFile` operationId).
+	DeleteJobFile(ctx context.Context, id JobID, name string, params *DeleteJobFileParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetJobFile The bytes of a file
+	//
+	// With `ETag`, `Last-Modified`, byte ranges and, where it is known, `Repr-Digest` (RFC 9530).
+	//
+	// Corresponds with GET /v1/jobs/{id}/files/{name} (the `GetJobFile` operationId).
+	GetJobFile(ctx context.Context, id JobID, name string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// HeadJobFile Size, time and checksum of a file
+	//
+	// Corresponds with HEAD /v1/jobs/{id}/files/{name} (the `HeadJobFile` operationId).
+	HeadJobFile(ctx context.Context, id JobID, name string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PutJobFileWithBody Upload a file of a pending job
+	//
+	// The body is the file, of any content type. It is checked, on disk and in its place when the answer comes; until then, and
+	// when anything goes wrong, what was there before stays. Refused once the job has started: submit it with `hold: true`
+	// to have the time. A body that comes more slowly than 2 KiB a second is given up.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /v1/jobs/{id}/files/{name} (the `PutJobFile` operationId).
+	PutJobFileWithBody(ctx context.Context, id JobID, name string, params *PutJobFileParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// HoldJob Hold a pending job
 	//
 	// Corresponds with POST /v1/jobs/{id}/hold (the `HoldJob` operationId).
@@ -270,7 +316,7 @@ type ClientInterface interface {
 	// when it returned nothing. `X-Result-Partial: true` marks what a failed or cancelled job had returned so far.
 	//
 	// Corresponds with GET /v1/jobs/{id}/result (the `GetResult` operationId).
-	GetResult(ctx context.Context, id JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
+	GetResult(ctx context.Context, id JobID, params *GetResultParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// RetryJob Submit a final job again
 	//
@@ -541,6 +587,11 @@ type ClientInterface interface {
 	// Corresponds with GET /v1/plugins/{name}/logs (the `GetPluginLogs` operationId).
 	GetPluginLogs(ctx context.Context, name PluginName, params *GetPluginLogsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// PrefetchPlugin Let the loaded plugin fetch what its jobs will need
+	//
+	// Corresponds with POST /v1/plugins/{name}/prefetch (the `PrefetchPlugin` operationId).
+	PrefetchPlugin(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ResetProfile Forget what was learned about the plugin
 	//
 	// All profiles of the plugin go, those of its other instances too. Its next worker measures anew where the manifest says nothing.
@@ -556,6 +607,13 @@ type ClientInterface interface {
 	// Corresponds with GET /v1/plugins/{name}/profile (the `GetProfile` operationId).
 	GetProfile(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ReleasePlugin Let the loaded plugin give back what it can do without
+	//
+	// Memory that it holds for later; the worker stays. The scheduler does the same by itself where memory is short.
+	//
+	// Corresponds with POST /v1/plugins/{name}/release (the `ReleasePlugin` operationId).
+	ReleasePlugin(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ReloadPlugin Stop the worker and start it from the manifest on disk
 	//
 	// Corresponds with POST /v1/plugins/{name}/reload (the `ReloadPlugin` operationId).
@@ -565,6 +623,13 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/plugins/{name}/stats (the `GetPluginStats` operationId).
 	GetPluginStats(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetSurface What can be called on the plugin
+	//
+	// Its methods and tasks with their parameters, as the loaded worker tells them.
+	//
+	// Corresponds with GET /v1/plugins/{name}/surface (the `GetSurface` operationId).
+	GetSurface(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// UnloadPlugin Stop the worker
 	//
@@ -836,6 +901,11 @@ func (c *Client) ListJobs(ctx context.Context, params *ListJobsParams, reqEditor
 // The answer leaves only after the job is on disk. With `?wait=` or `Prefer: wait=` it is held until the job is final or
 // the time is over. A known `Idempotency-Key` with the same body answers 200 with the first job, with another body 409.
 //
+// As `multipart/form-data` the job comes with its files: the part `job` holds the JSON, every other part is a file,
+// stored under the part's name, or for parts that are called `file` under the filename that they carry. All of it is on
+// disk before the answer, and the job cannot start before; when something is wrong, nothing is kept. A part may have the
+// header `Content-Digest` or `X-Checksum-SHA256`.
+//
 // Takes any type of body and a specified content type.
 //
 // Corresponds with POST /v1/jobs (the `SubmitJob` operationId).
@@ -855,6 +925,11 @@ func (c *Client) SubmitJobWithBody(ctx context.Context, params *SubmitJobParams,
 //
 // The answer leaves only after the job is on disk. With `?wait=` or `Prefer: wait=` it is held until the job is final or
 // the time is over. A known `Idempotency-Key` with the same body answers 200 with the first job, with another body 409.
+//
+// As `multipart/form-data` the job comes with its files: the part `job` holds the JSON, every other part is a file,
+// stored under the part's name, or for parts that are called `file` under the filename that they carry. All of it is on
+// disk before the answer, and the job cannot start before; when something is wrong, nothing is kept. A part may have the
+// header `Content-Digest` or `X-Checksum-SHA256`.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -1039,6 +1114,92 @@ func (c *Client) ExplainJob(ctx context.Context, id JobID, reqEditors ...Request
 	return c.Client.Do(req)
 }
 
+// ListJobFiles Files of a job
+//
+// What was uploaded and what the job left, in order of names. Checksums of files that were not uploaded are counted when
+// they are first asked for, and not while the job runs.
+//
+// Corresponds with GET /v1/jobs/{id}/files (the `ListJobFiles` operationId).
+func (c *Client) ListJobFiles(ctx context.Context, id JobID, params *ListJobFilesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListJobFilesRequest(c.Server, id, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteJobFile Remove a file of a job that does not run
+//
+// Corresponds with DELETE /v1/jobs/{id}/files/{name} (the `DeleteJobFile` operationId).
+func (c *Client) DeleteJobFile(ctx context.Context, id JobID, name string, params *DeleteJobFileParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteJobFileRequest(c.Server, id, name, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetJobFile The bytes of a file
+//
+// With `ETag`, `Last-Modified`, byte ranges and, where it is known, `Repr-Digest` (RFC 9530).
+//
+// Corresponds with GET /v1/jobs/{id}/files/{name} (the `GetJobFile` operationId).
+func (c *Client) GetJobFile(ctx context.Context, id JobID, name string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetJobFileRequest(c.Server, id, name)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// HeadJobFile Size, time and checksum of a file
+//
+// Corresponds with HEAD /v1/jobs/{id}/files/{name} (the `HeadJobFile` operationId).
+func (c *Client) HeadJobFile(ctx context.Context, id JobID, name string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewHeadJobFileRequest(c.Server, id, name)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PutJobFileWithBody Upload a file of a pending job
+//
+// The body is the file, of any content type. It is checked, on disk and in its place when the answer comes; until then, and
+// when anything goes wrong, what was there before stays. Refused once the job has started: submit it with `hold: true`
+// to have the time. A body that comes more slowly than 2 KiB a second is given up.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /v1/jobs/{id}/files/{name} (the `PutJobFile` operationId).
+func (c *Client) PutJobFileWithBody(ctx context.Context, id JobID, name string, params *PutJobFileParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPutJobFileRequestWithBody(c.Server, id, name, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // HoldJob Hold a pending job
 //
 // Corresponds with POST /v1/jobs/{id}/hold (the `HoldJob` operationId).
@@ -1092,8 +1253,8 @@ func (c *Client) ReleaseJob(ctx context.Context, id JobID, reqEditors ...Request
 // when it returned nothing. `X-Result-Partial: true` marks what a failed or cancelled job had returned so far.
 //
 // Corresponds with GET /v1/jobs/{id}/result (the `GetResult` operationId).
-func (c *Client) GetResult(ctx context.Context, id JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewGetResultRequest(c.Server, id)
+func (c *Client) GetResult(ctx context.Context, id JobID, params *GetResultParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetResultRequest(c.Server, id, params)
 	if err != nil {
 		return nil, err
 	}
@@ -1743,6 +1904,21 @@ func (c *Client) GetPluginLogs(ctx context.Context, name PluginName, params *Get
 	return c.Client.Do(req)
 }
 
+// PrefetchPlugin Let the loaded plugin fetch what its jobs will need
+//
+// Corresponds with POST /v1/plugins/{name}/prefetch (the `PrefetchPlugin` operationId).
+func (c *Client) PrefetchPlugin(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPrefetchPluginRequest(c.Server, name)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ResetProfile Forget what was learned about the plugin
 //
 // All profiles of the plugin go, those of its other instances too. Its next worker measures anew where the manifest says nothing.
@@ -1778,6 +1954,23 @@ func (c *Client) GetProfile(ctx context.Context, name PluginName, reqEditors ...
 	return c.Client.Do(req)
 }
 
+// ReleasePlugin Let the loaded plugin give back what it can do without
+//
+// Memory that it holds for later; the worker stays. The scheduler does the same by itself where memory is short.
+//
+// Corresponds with POST /v1/plugins/{name}/release (the `ReleasePlugin` operationId).
+func (c *Client) ReleasePlugin(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReleasePluginRequest(c.Server, name)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ReloadPlugin Stop the worker and start it from the manifest on disk
 //
 // Corresponds with POST /v1/plugins/{name}/reload (the `ReloadPlugin` operationId).
@@ -1798,6 +1991,23 @@ func (c *Client) ReloadPlugin(ctx context.Context, name PluginName, reqEditors .
 // Corresponds with GET /v1/plugins/{name}/stats (the `GetPluginStats` operationId).
 func (c *Client) GetPluginStats(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetPluginStatsRequest(c.Server, name)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetSurface What can be called on the plugin
+//
+// Its methods and tasks with their parameters, as the loaded worker tells them.
+//
+// Corresponds with GET /v1/plugins/{name}/surface (the `GetSurface` operationId).
+func (c *Client) GetSurface(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetSurfaceRequest(c.Server, name)
 	if err != nil {
 		return nil, err
 	}
@@ -3034,6 +3244,296 @@ func NewExplainJobRequest(server string, id JobID) (*http.Request, error) {
 	return req, nil
 }
 
+// NewListJobFilesRequest constructs an http.Request for the ListJobFiles method
+func NewListJobFilesRequest(server string, id JobID, params *ListJobFilesParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/jobs/%s/files", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Checksums != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "checksums", *params.Checksums, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewDeleteJobFileRequest constructs an http.Request for the DeleteJobFile method
+func NewDeleteJobFileRequest(server string, id JobID, name string, params *DeleteJobFileParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/jobs/%s/files/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetJobFileRequest constructs an http.Request for the GetJobFile method
+func NewGetJobFileRequest(server string, id JobID, name string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/jobs/%s/files/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewHeadJobFileRequest constructs an http.Request for the HeadJobFile method
+func NewHeadJobFileRequest(server string, id JobID, name string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/jobs/%s/files/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodHead, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewPutJobFileRequestWithBody constructs an http.Request for the PutJobFile method, with any body, and a specified content type
+func NewPutJobFileRequestWithBody(server string, id JobID, name string, params *PutJobFileParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/jobs/%s/files/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+		if params.IfNoneMatch != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam1)
+		}
+
+		if params.ContentDigest != nil {
+			var headerParam2 string
+
+			headerParam2, err = runtime.StyleParamWithOptions("simple", false, "Content-Digest", *params.ContentDigest, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Content-Digest", headerParam2)
+		}
+
+		if params.XChecksumSHA256 != nil {
+			var headerParam3 string
+
+			headerParam3, err = runtime.StyleParamWithOptions("simple", false, "X-Checksum-SHA256", *params.XChecksumSHA256, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("X-Checksum-SHA256", headerParam3)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewHoldJobRequest constructs an http.Request for the HoldJob method
 func NewHoldJobRequest(server string, id JobID) (*http.Request, error) {
 	var err error
@@ -3176,7 +3676,7 @@ func NewReleaseJobRequest(server string, id JobID) (*http.Request, error) {
 }
 
 // NewGetResultRequest constructs an http.Request for the GetResult method
-func NewGetResultRequest(server string, id JobID) (*http.Request, error) {
+func NewGetResultRequest(server string, id JobID, params *GetResultParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -3199,6 +3699,33 @@ func NewGetResultRequest(server string, id JobID) (*http.Request, error) {
 	queryURL, err := serverURL.Parse(operationPath)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Unwrap != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "unwrap", *params.Unwrap, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
@@ -4450,6 +4977,40 @@ func NewGetPluginLogsRequest(server string, name PluginName, params *GetPluginLo
 	return req, nil
 }
 
+// NewPrefetchPluginRequest constructs an http.Request for the PrefetchPlugin method
+func NewPrefetchPluginRequest(server string, name PluginName) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/plugins/%s/prefetch", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewResetProfileRequest constructs an http.Request for the ResetProfile method
 func NewResetProfileRequest(server string, name PluginName) (*http.Request, error) {
 	var err error
@@ -4518,6 +5079,40 @@ func NewGetProfileRequest(server string, name PluginName) (*http.Request, error)
 	return req, nil
 }
 
+// NewReleasePluginRequest constructs an http.Request for the ReleasePlugin method
+func NewReleasePluginRequest(server string, name PluginName) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/plugins/%s/release", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewReloadPluginRequest constructs an http.Request for the ReloadPlugin method
 func NewReloadPluginRequest(server string, name PluginName) (*http.Request, error) {
 	var err error
@@ -4569,6 +5164,40 @@ func NewGetPluginStatsRequest(server string, name PluginName) (*http.Request, er
 	}
 
 	operationPath := fmt.Sprintf("/v1/plugins/%s/stats", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetSurfaceRequest constructs an http.Request for the GetSurface method
+func NewGetSurfaceRequest(server string, name PluginName) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/plugins/%s/surface", pathParam0)
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -5335,6 +5964,11 @@ type ClientWithResponsesInterface interface {
 	// The answer leaves only after the job is on disk. With `?wait=` or `Prefer: wait=` it is held until the job is final or
 	// the time is over. A known `Idempotency-Key` with the same body answers 200 with the first job, with another body 409.
 	//
+	// As `multipart/form-data` the job comes with its files: the part `job` holds the JSON, every other part is a file,
+	// stored under the part's name, or for parts that are called `file` under the filename that they carry. All of it is on
+	// disk before the answer, and the job cannot start before; when something is wrong, nothing is kept. A part may have the
+	// header `Content-Digest` or `X-Checksum-SHA256`.
+	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/jobs (the `SubmitJob` operationId).
@@ -5344,6 +5978,11 @@ type ClientWithResponsesInterface interface {
 	//
 	// The answer leaves only after the job is on disk. With `?wait=` or `Prefer: wait=` it is held until the job is final or
 	// the time is over. A known `Idempotency-Key` with the same body answers 200 with the first job, with another body 409.
+	//
+	// As `multipart/form-data` the job comes with its files: the part `job` holds the JSON, every other part is a file,
+	// stored under the part's name, or for parts that are called `file` under the filename that they carry. All of it is on
+	// disk before the answer, and the job cannot start before; when something is wrong, nothing is kept. A part may have the
+	// header `Content-Digest` or `X-Checksum-SHA256`.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -5434,6 +6073,50 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /v1/jobs/{id}/explain (the `ExplainJob` operationId).
 	ExplainJobWithResponse(ctx context.Context, id JobID, reqEditors ...RequestEditorFn) (*ExplainJobResponse, error)
 
+	// ListJobFilesWithResponse Files of a job
+	//
+	// What was uploaded and what the job left, in order of names. Checksums of files that were not uploaded are counted when
+	// they are first asked for, and not while the job runs.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/jobs/{id}/files (the `ListJobFiles` operationId).
+	ListJobFilesWithResponse(ctx context.Context, id JobID, params *ListJobFilesParams, reqEditors ...RequestEditorFn) (*ListJobFilesResponse, error)
+
+	// DeleteJobFileWithResponse Remove a file of a job that does not run
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/jobs/{id}/files/{name} (the `DeleteJobFile` operationId).
+	DeleteJobFileWithResponse(ctx context.Context, id JobID, name string, params *DeleteJobFileParams, reqEditors ...RequestEditorFn) (*DeleteJobFileResponse, error)
+
+	// GetJobFileWithResponse The bytes of a file
+	//
+	// With `ETag`, `Last-Modified`, byte ranges and, where it is known, `Repr-Digest` (RFC 9530).
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/jobs/{id}/files/{name} (the `GetJobFile` operationId).
+	GetJobFileWithResponse(ctx context.Context, id JobID, name string, reqEditors ...RequestEditorFn) (*GetJobFileResponse, error)
+
+	// HeadJobFileWithResponse Size, time and checksum of a file
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with HEAD /v1/jobs/{id}/files/{name} (the `HeadJobFile` operationId).
+	HeadJobFileWithResponse(ctx context.Context, id JobID, name string, reqEditors ...RequestEditorFn) (*HeadJobFileResponse, error)
+
+	// PutJobFileWithBodyWithResponse Upload a file of a pending job
+	//
+	// The body is the file, of any content type. It is checked, on disk and in its place when the answer comes; until then, and
+	// when anything goes wrong, what was there before stays. Refused once the job has started: submit it with `hold: true`
+	// to have the time. A body that comes more slowly than 2 KiB a second is given up.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/jobs/{id}/files/{name} (the `PutJobFile` operationId).
+	PutJobFileWithBodyWithResponse(ctx context.Context, id JobID, name string, params *PutJobFileParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutJobFileResponse, error)
+
 	// HoldJobWithResponse Hold a pending job
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -5465,7 +6148,7 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /v1/jobs/{id}/result (the `GetResult` operationId).
-	GetResultWithResponse(ctx context.Context, id JobID, reqEditors ...RequestEditorFn) (*GetResultResponse, error)
+	GetResultWithResponse(ctx context.Context, id JobID, params *GetResultParams, reqEditors ...RequestEditorFn) (*GetResultResponse, error)
 
 	// RetryJobWithResponse Submit a final job again
 	//
@@ -5774,6 +6457,13 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /v1/plugins/{name}/logs (the `GetPluginLogs` operationId).
 	GetPluginLogsWithResponse(ctx context.Context, name PluginName, params *GetPluginLogsParams, reqEditors ...RequestEditorFn) (*GetPluginLogsResponse, error)
 
+	// PrefetchPluginWithResponse Let the loaded plugin fetch what its jobs will need
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/plugins/{name}/prefetch (the `PrefetchPlugin` operationId).
+	PrefetchPluginWithResponse(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*PrefetchPluginResponse, error)
+
 	// ResetProfileWithResponse Forget what was learned about the plugin
 	//
 	// All profiles of the plugin go, those of its other instances too. Its next worker measures anew where the manifest says nothing.
@@ -5793,6 +6483,15 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /v1/plugins/{name}/profile (the `GetProfile` operationId).
 	GetProfileWithResponse(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*GetProfileResponse, error)
 
+	// ReleasePluginWithResponse Let the loaded plugin give back what it can do without
+	//
+	// Memory that it holds for later; the worker stays. The scheduler does the same by itself where memory is short.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/plugins/{name}/release (the `ReleasePlugin` operationId).
+	ReleasePluginWithResponse(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*ReleasePluginResponse, error)
+
 	// ReloadPluginWithResponse Stop the worker and start it from the manifest on disk
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -5806,6 +6505,15 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/plugins/{name}/stats (the `GetPluginStats` operationId).
 	GetPluginStatsWithResponse(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*GetPluginStatsResponse, error)
+
+	// GetSurfaceWithResponse What can be called on the plugin
+	//
+	// Its methods and tasks with their parameters, as the loaded worker tells them.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/plugins/{name}/surface (the `GetSurface` operationId).
+	GetSurfaceWithResponse(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*GetSurfaceResponse, error)
 
 	// UnloadPluginWithResponse Stop the worker
 	//
@@ -6904,6 +7612,315 @@ func (r ExplainJobResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ExplainJobResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ListJobFilesResponseDefaultHeaders the declared response headers of an HTTP default response for ListJobFiles
+type ListJobFilesResponseDefaultHeaders struct {
+	RetryAfter string
+}
+
+type ListJobFilesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *JobFiles
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListJobFilesResponseDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListJobFilesResponse) GetJSON200() *JobFiles {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListJobFilesResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListJobFilesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListJobFilesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListJobFilesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListJobFilesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// DeleteJobFileResponseDefaultHeaders the declared response headers of an HTTP default response for DeleteJobFile
+type DeleteJobFileResponseDefaultHeaders struct {
+	RetryAfter string
+}
+
+type DeleteJobFileResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *DeleteJobFileResponseDefaultHeaders
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteJobFileResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteJobFileResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteJobFileResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteJobFileResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteJobFileResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetJobFileResponse200Headers the declared response headers of an HTTP 200 response for GetJobFile
+type GetJobFileResponse200Headers struct {
+	ETag       string
+	ReprDigest string
+}
+
+// GetJobFileResponse206Headers the declared response headers of an HTTP 206 response for GetJobFile
+type GetJobFileResponse206Headers struct {
+	ETag       string
+	ReprDigest string
+}
+
+// GetJobFileResponseDefaultHeaders the declared response headers of an HTTP default response for GetJobFile
+type GetJobFileResponseDefaultHeaders struct {
+	RetryAfter string
+}
+
+type GetJobFileResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetJobFileResponse200Headers
+	// Headers206 the parsed response headers for an HTTP 206 response
+	Headers206 *GetJobFileResponse206Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *GetJobFileResponseDefaultHeaders
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetJobFileResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetJobFileResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetJobFileResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetJobFileResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetJobFileResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// HeadJobFileResponse200Headers the declared response headers of an HTTP 200 response for HeadJobFile
+type HeadJobFileResponse200Headers struct {
+	ETag       string
+	ReprDigest string
+}
+
+// HeadJobFileResponse206Headers the declared response headers of an HTTP 206 response for HeadJobFile
+type HeadJobFileResponse206Headers struct {
+	ETag       string
+	ReprDigest string
+}
+
+// HeadJobFileResponseDefaultHeaders the declared response headers of an HTTP default response for HeadJobFile
+type HeadJobFileResponseDefaultHeaders struct {
+	RetryAfter string
+}
+
+type HeadJobFileResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *HeadJobFileResponse200Headers
+	// Headers206 the parsed response headers for an HTTP 206 response
+	Headers206 *HeadJobFileResponse206Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *HeadJobFileResponseDefaultHeaders
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r HeadJobFileResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r HeadJobFileResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r HeadJobFileResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r HeadJobFileResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r HeadJobFileResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// PutJobFileResponse200Headers the declared response headers of an HTTP 200 response for PutJobFile
+type PutJobFileResponse200Headers struct {
+	ETag     string
+	Location string
+}
+
+// PutJobFileResponse201Headers the declared response headers of an HTTP 201 response for PutJobFile
+type PutJobFileResponse201Headers struct {
+	ETag     string
+	Location string
+}
+
+// PutJobFileResponseDefaultHeaders the declared response headers of an HTTP default response for PutJobFile
+type PutJobFileResponseDefaultHeaders struct {
+	RetryAfter string
+}
+
+type PutJobFileResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *FileStored
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *FileStored
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *PutJobFileResponse200Headers
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *PutJobFileResponse201Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *PutJobFileResponseDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r PutJobFileResponse) GetJSON200() *FileStored {
+	return r.JSON200
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r PutJobFileResponse) GetJSON201() *FileStored {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r PutJobFileResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r PutJobFileResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r PutJobFileResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PutJobFileResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r PutJobFileResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -8715,6 +9732,54 @@ func (r GetPluginLogsResponse) ContentType() string {
 	return ""
 }
 
+// PrefetchPluginResponseDefaultHeaders the declared response headers of an HTTP default response for PrefetchPlugin
+type PrefetchPluginResponseDefaultHeaders struct {
+	RetryAfter string
+}
+
+type PrefetchPluginResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *PrefetchPluginResponseDefaultHeaders
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r PrefetchPluginResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r PrefetchPluginResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r PrefetchPluginResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PrefetchPluginResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r PrefetchPluginResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // ResetProfileResponseDefaultHeaders the declared response headers of an HTTP default response for ResetProfile
 type ResetProfileResponseDefaultHeaders struct {
 	RetryAfter string
@@ -8812,6 +9877,54 @@ func (r GetProfileResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetProfileResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ReleasePluginResponseDefaultHeaders the declared response headers of an HTTP default response for ReleasePlugin
+type ReleasePluginResponseDefaultHeaders struct {
+	RetryAfter string
+}
+
+type ReleasePluginResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ReleasePluginResponseDefaultHeaders
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ReleasePluginResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ReleasePluginResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ReleasePluginResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ReleasePluginResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ReleasePluginResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -8922,6 +10035,61 @@ func (r GetPluginStatsResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetPluginStatsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetSurfaceResponseDefaultHeaders the declared response headers of an HTTP default response for GetSurface
+type GetSurfaceResponseDefaultHeaders struct {
+	RetryAfter string
+}
+
+type GetSurfaceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *AnyObject
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *GetSurfaceResponseDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetSurfaceResponse) GetJSON200() *AnyObject {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetSurfaceResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetSurfaceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetSurfaceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetSurfaceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetSurfaceResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -9933,6 +11101,11 @@ func (c *ClientWithResponses) ListJobsWithResponse(ctx context.Context, params *
 // The answer leaves only after the job is on disk. With `?wait=` or `Prefer: wait=` it is held until the job is final or
 // the time is over. A known `Idempotency-Key` with the same body answers 200 with the first job, with another body 409.
 //
+// As `multipart/form-data` the job comes with its files: the part `job` holds the JSON, every other part is a file,
+// stored under the part's name, or for parts that are called `file` under the filename that they carry. All of it is on
+// disk before the answer, and the job cannot start before; when something is wrong, nothing is kept. A part may have the
+// header `Content-Digest` or `X-Checksum-SHA256`.
+//
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/jobs (the `SubmitJob` operationId).
@@ -9948,6 +11121,11 @@ func (c *ClientWithResponses) SubmitJobWithBodyWithResponse(ctx context.Context,
 //
 // The answer leaves only after the job is on disk. With `?wait=` or `Prefer: wait=` it is held until the job is final or
 // the time is over. A known `Idempotency-Key` with the same body answers 200 with the first job, with another body 409.
+//
+// As `multipart/form-data` the job comes with its files: the part `job` holds the JSON, every other part is a file,
+// stored under the part's name, or for parts that are called `file` under the filename that they carry. All of it is on
+// disk before the answer, and the job cannot start before; when something is wrong, nothing is kept. A part may have the
+// header `Content-Digest` or `X-Checksum-SHA256`.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -10098,6 +11276,80 @@ func (c *ClientWithResponses) ExplainJobWithResponse(ctx context.Context, id Job
 	return ParseExplainJobResponse(rsp)
 }
 
+// ListJobFilesWithResponse Files of a job
+//
+// What was uploaded and what the job left, in order of names. Checksums of files that were not uploaded are counted when
+// they are first asked for, and not while the job runs.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/jobs/{id}/files (the `ListJobFiles` operationId).
+func (c *ClientWithResponses) ListJobFilesWithResponse(ctx context.Context, id JobID, params *ListJobFilesParams, reqEditors ...RequestEditorFn) (*ListJobFilesResponse, error) {
+	rsp, err := c.ListJobFiles(ctx, id, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListJobFilesResponse(rsp)
+}
+
+// DeleteJobFileWithResponse Remove a file of a job that does not run
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/jobs/{id}/files/{name} (the `DeleteJobFile` operationId).
+func (c *ClientWithResponses) DeleteJobFileWithResponse(ctx context.Context, id JobID, name string, params *DeleteJobFileParams, reqEditors ...RequestEditorFn) (*DeleteJobFileResponse, error) {
+	rsp, err := c.DeleteJobFile(ctx, id, name, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteJobFileResponse(rsp)
+}
+
+// GetJobFileWithResponse The bytes of a file
+//
+// With `ETag`, `Last-Modified`, byte ranges and, where it is known, `Repr-Digest` (RFC 9530).
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/jobs/{id}/files/{name} (the `GetJobFile` operationId).
+func (c *ClientWithResponses) GetJobFileWithResponse(ctx context.Context, id JobID, name string, reqEditors ...RequestEditorFn) (*GetJobFileResponse, error) {
+	rsp, err := c.GetJobFile(ctx, id, name, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetJobFileResponse(rsp)
+}
+
+// HeadJobFileWithResponse Size, time and checksum of a file
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with HEAD /v1/jobs/{id}/files/{name} (the `HeadJobFile` operationId).
+func (c *ClientWithResponses) HeadJobFileWithResponse(ctx context.Context, id JobID, name string, reqEditors ...RequestEditorFn) (*HeadJobFileResponse, error) {
+	rsp, err := c.HeadJobFile(ctx, id, name, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseHeadJobFileResponse(rsp)
+}
+
+// PutJobFileWithBodyWithResponse Upload a file of a pending job
+//
+// The body is the file, of any content type. It is checked, on disk and in its place when the answer comes; until then, and
+// when anything goes wrong, what was there before stays. Refused once the job has started: submit it with `hold: true`
+// to have the time. A body that comes more slowly than 2 KiB a second is given up.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/jobs/{id}/files/{name} (the `PutJobFile` operationId).
+func (c *ClientWithResponses) PutJobFileWithBodyWithResponse(ctx context.Context, id JobID, name string, params *PutJobFileParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutJobFileResponse, error) {
+	rsp, err := c.PutJobFileWithBody(ctx, id, name, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePutJobFileResponse(rsp)
+}
+
 // HoldJobWithResponse Hold a pending job
 //
 // Returns a wrapper object for the known response body format(s).
@@ -10147,8 +11399,8 @@ func (c *ClientWithResponses) ReleaseJobWithResponse(ctx context.Context, id Job
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /v1/jobs/{id}/result (the `GetResult` operationId).
-func (c *ClientWithResponses) GetResultWithResponse(ctx context.Context, id JobID, reqEditors ...RequestEditorFn) (*GetResultResponse, error) {
-	rsp, err := c.GetResult(ctx, id, reqEditors...)
+func (c *ClientWithResponses) GetResultWithResponse(ctx context.Context, id JobID, params *GetResultParams, reqEditors ...RequestEditorFn) (*GetResultResponse, error) {
+	rsp, err := c.GetResult(ctx, id, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -10684,6 +11936,19 @@ func (c *ClientWithResponses) GetPluginLogsWithResponse(ctx context.Context, nam
 	return ParseGetPluginLogsResponse(rsp)
 }
 
+// PrefetchPluginWithResponse Let the loaded plugin fetch what its jobs will need
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/plugins/{name}/prefetch (the `PrefetchPlugin` operationId).
+func (c *ClientWithResponses) PrefetchPluginWithResponse(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*PrefetchPluginResponse, error) {
+	rsp, err := c.PrefetchPlugin(ctx, name, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePrefetchPluginResponse(rsp)
+}
+
 // ResetProfileWithResponse Forget what was learned about the plugin
 //
 // All profiles of the plugin go, those of its other instances too. Its next worker measures anew where the manifest says nothing.
@@ -10715,6 +11980,21 @@ func (c *ClientWithResponses) GetProfileWithResponse(ctx context.Context, name P
 	return ParseGetProfileResponse(rsp)
 }
 
+// ReleasePluginWithResponse Let the loaded plugin give back what it can do without
+//
+// Memory that it holds for later; the worker stays. The scheduler does the same by itself where memory is short.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/plugins/{name}/release (the `ReleasePlugin` operationId).
+func (c *ClientWithResponses) ReleasePluginWithResponse(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*ReleasePluginResponse, error) {
+	rsp, err := c.ReleasePlugin(ctx, name, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReleasePluginResponse(rsp)
+}
+
 // ReloadPluginWithResponse Stop the worker and start it from the manifest on disk
 //
 // Returns a wrapper object for the known response body format(s).
@@ -10739,6 +12019,21 @@ func (c *ClientWithResponses) GetPluginStatsWithResponse(ctx context.Context, na
 		return nil, err
 	}
 	return ParseGetPluginStatsResponse(rsp)
+}
+
+// GetSurfaceWithResponse What can be called on the plugin
+//
+// Its methods and tasks with their parameters, as the loaded worker tells them.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/plugins/{name}/surface (the `GetSurface` operationId).
+func (c *ClientWithResponses) GetSurfaceWithResponse(ctx context.Context, name PluginName, reqEditors ...RequestEditorFn) (*GetSurfaceResponse, error) {
+	rsp, err := c.GetSurface(ctx, name, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetSurfaceResponse(rsp)
 }
 
 // UnloadPluginWithResponse Stop the worker
@@ -11875,6 +13170,339 @@ func ParseExplainJobResponse(rsp *http.Response) (*ExplainJobResponse, error) {
 	switch {
 	case true:
 		var headers ExplainJobResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListJobFilesResponse parses an HTTP response from a ListJobFilesWithResponse call
+func ParseListJobFilesResponse(rsp *http.Response) (*ListJobFilesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListJobFilesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest JobFiles
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers ListJobFilesResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseDeleteJobFileResponse parses an HTTP response from a DeleteJobFileWithResponse call
+func ParseDeleteJobFileResponse(rsp *http.Response) (*DeleteJobFileResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteJobFileResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers DeleteJobFileResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetJobFileResponse parses an HTTP response from a GetJobFileWithResponse call
+func ParseGetJobFileResponse(rsp *http.Response) (*GetJobFileResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetJobFileResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 304:
+		break // No content-type
+
+	case rsp.StatusCode == 412:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetJobFileResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Repr-Digest"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Repr-Digest", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ReprDigest = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 206:
+		var headers GetJobFileResponse206Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Repr-Digest"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Repr-Digest", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ReprDigest = value
+		}
+		response.Headers206 = &headers
+	case true:
+		var headers GetJobFileResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseHeadJobFileResponse parses an HTTP response from a HeadJobFileWithResponse call
+func ParseHeadJobFileResponse(rsp *http.Response) (*HeadJobFileResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &HeadJobFileResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 304:
+		break // No content-type
+
+	case rsp.StatusCode == 412:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers HeadJobFileResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Repr-Digest"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Repr-Digest", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ReprDigest = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 206:
+		var headers HeadJobFileResponse206Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Repr-Digest"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Repr-Digest", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ReprDigest = value
+		}
+		response.Headers206 = &headers
+	case true:
+		var headers HeadJobFileResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParsePutJobFileResponse parses an HTTP response from a PutJobFileWithResponse call
+func ParsePutJobFileResponse(rsp *http.Response) (*PutJobFileResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PutJobFileResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest FileStored
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest FileStored
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers PutJobFileResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 201:
+		var headers PutJobFileResponse201Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers201 = &headers
+	case true:
+		var headers PutJobFileResponseDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
@@ -13471,6 +15099,48 @@ func ParseGetPluginLogsResponse(rsp *http.Response) (*GetPluginLogsResponse, err
 	return response, nil
 }
 
+// ParsePrefetchPluginResponse parses an HTTP response from a PrefetchPluginWithResponse call
+func ParsePrefetchPluginResponse(rsp *http.Response) (*PrefetchPluginResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PrefetchPluginResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers PrefetchPluginResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
 // ParseResetProfileResponse parses an HTTP response from a ResetProfileWithResponse call
 func ParseResetProfileResponse(rsp *http.Response) (*ResetProfileResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -13546,6 +15216,48 @@ func ParseGetProfileResponse(rsp *http.Response) (*GetProfileResponse, error) {
 	switch {
 	case true:
 		var headers GetProfileResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseReleasePluginResponse parses an HTTP response from a ReleasePluginWithResponse call
+func ParseReleasePluginResponse(rsp *http.Response) (*ReleasePluginResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ReleasePluginResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers ReleasePluginResponseDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
@@ -13638,6 +15350,52 @@ func ParseGetPluginStatsResponse(rsp *http.Response) (*GetPluginStatsResponse, e
 	switch {
 	case true:
 		var headers GetPluginStatsResponseDefaultHeaders
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetSurfaceResponse parses an HTTP response from a GetSurfaceWithResponse call
+func ParseGetSurfaceResponse(rsp *http.Response) (*GetSurfaceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetSurfaceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest AnyObject
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case true:
+		var headers GetSurfaceResponseDefaultHeaders
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {

@@ -10,6 +10,20 @@ import (
 	"github.com/cjmd/cjmd/internal/jobs/jobfiles"
 )
 
+// What those who see jobs only through Queue need of package jobfiles.
+type (
+	File               = jobfiles.File
+	Upload             = jobfiles.Upload
+	FileNameError      = jobfiles.NameError
+	FileQuotaError     = jobfiles.QuotaError
+	TooManyFilesError  = jobfiles.TooManyError
+	FileConditionError = jobfiles.ConditionError
+	ChecksumError      = jobfiles.ChecksumError
+)
+
+// ErrNoFile says that a job has no such file.
+var ErrNoFile = jobfiles.ErrNotFound
+
 // Files is the private directory of one job.
 type Files struct {
 	Dir string // absolute
@@ -43,9 +57,9 @@ func (q *Queue) Files(ctx context.Context, id ID, sums bool) (Files, error) {
 
 // OpenFile opens a file of a job for reading; the caller closes it. Errors are
 // those of jobfiles.Store.Open, and ErrNotFound when there is no such job.
-func (q *Queue) OpenFile(ctx context.Context, id ID, name string) (*os.File, jobfiles.File, error) {
+func (q *Queue) OpenFile(ctx context.Context, id ID, name string) (*os.File, File, error) {
 	if _, err := q.Get(ctx, id); err != nil {
-		return nil, jobfiles.File{}, err
+		return nil, File{}, err
 	}
 	return q.files.Open(id.FileName(), name)
 }
@@ -53,14 +67,14 @@ func (q *Queue) OpenFile(ctx context.Context, id ID, name string) (*os.File, job
 // PutFile takes in a file of a pending job, which cannot start in the moment in
 // which the file comes into its place. Errors are those of jobfiles.Store.Put,
 // *StateConflictError and ErrNotFound.
-func (q *Queue) PutFile(ctx context.Context, id ID, name string, u jobfiles.Upload) (jobfiles.File, bool, error) {
+func (q *Queue) PutFile(ctx context.Context, id ID, name string, u Upload) (File, bool, error) {
 	const action = "change the files of"
 	j, err := q.Get(ctx, id)
 	if err != nil {
-		return jobfiles.File{}, false, err
+		return File{}, false, err
 	}
 	if j.Status != Pending { // before a body is read for nothing
-		return jobfiles.File{}, false, &StateConflictError{ID: id, Status: j.Status, Action: action}
+		return File{}, false, &StateConflictError{ID: id, Status: j.Status, Action: action}
 	}
 	u.Commit = func(put func() error) error { return q.whilePending(ctx, id, action, put) }
 	return q.files.Put(id.FileName(), name, u)
@@ -157,7 +171,7 @@ func (q *Queue) NewStage() (*Stage, error) {
 }
 
 // Put takes in one file. Errors are those of jobfiles.Store.Put.
-func (s *Stage) Put(name string, u jobfiles.Upload) error {
+func (s *Stage) Put(name string, u Upload) error {
 	u.IfAbsent = true
 	f, _, err := s.q.files.Put(s.id.FileName(), name, u)
 	if err == nil {

@@ -273,7 +273,7 @@ func (u *user) wait() error {
 	}
 	u.ledger.answered(job)
 	if job.Status == wire.JobStatusCompleted && job.Result != nil {
-		_, err = client.Decode[json.RawMessage](u.api.GetResult(u.ctx, id))
+		_, err = client.Decode[json.RawMessage](u.api.GetResult(u.ctx, id, nil))
 	}
 	return err
 }

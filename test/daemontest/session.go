@@ -220,7 +220,7 @@ func (s *Session) IsFailed(job wire.Job, category wire.JobErrorCategory) {
 // Result reads a job's result.
 func (s *Session) Result(id string, to any) {
 	s.t.Helper()
-	raw := Must[json.RawMessage](s.t)(s.API.GetResult(s.ctx, id))
+	raw := Must[json.RawMessage](s.t)(s.API.GetResult(s.ctx, id, nil))
 	if err := json.Unmarshal(raw, to); err != nil {
 		s.t.Fatalf("the result is %.200s: %v", raw, err)
 	}

@@ -10,7 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime/multipart"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -399,7 +401,7 @@ type AnyObject = json.RawMessage
 // AnyValue Any JSON value.
 type AnyValue = json.RawMessage
 
-// Args Positional arguments for the plugin's `execute`.
+// Args Positional arguments for the plugin's `execute`. May hold references, see the top of this page.
 type Args = json.RawMessage
 
 // BatchAccepted defines model for BatchAccepted.
@@ -418,7 +420,7 @@ type BatchJob struct {
 
 // BatchItem defines model for BatchItem.
 type BatchItem struct {
-	// Args Positional arguments for the plugin's `execute`.
+	// Args Positional arguments for the plugin's `execute`. May hold references, see the top of this page.
 	Args Args `json:"args,omitempty,omitzero"`
 
 	// CancelGrace A duration like `30s`, `1h30m` or `250ms`.
@@ -433,10 +435,13 @@ type BatchItem struct {
 	// InterruptGrace A duration like `30s`, `1h30m` or `250ms`.
 	InterruptGrace Duration `json:"interrupt_grace,omitempty,omitzero"`
 
-	// Kwargs Keyword arguments for the plugin's `execute`.
-	Kwargs              Kwargs                       `json:"kwargs,omitempty,omitzero"`
-	Labels              Labels                       `json:"labels,omitempty,omitzero"`
-	MaxAttempts         int                          `json:"max_attempts,omitempty,omitzero"`
+	// Kwargs Keyword arguments for the plugin's `execute`. May hold references, see the top of this page.
+	Kwargs      Kwargs `json:"kwargs,omitempty,omitzero"`
+	Labels      Labels `json:"labels,omitempty,omitzero"`
+	MaxAttempts int    `json:"max_attempts,omitempty,omitzero"`
+
+	// Method Method of that task or, without a task, of the plugin.
+	Method              string                       `json:"method,omitempty,omitzero"`
 	OnDependencyFailure BatchItemOnDependencyFailure `json:"on_dependency_failure,omitempty,omitzero"`
 	Plugin              string                       `json:"plugin"`
 	Priority            int                          `json:"priority,omitempty,omitzero"`
@@ -447,6 +452,9 @@ type BatchItem struct {
 	// RunTimeout A duration like `30s`, `1h30m` or `250ms`.
 	RunTimeout Duration `json:"run_timeout,omitempty,omitzero"`
 	Stream     bool     `json:"stream,omitempty,omitzero"`
+
+	// Task Task of the plugin (an adapter bound to it) that is called in place of its `execute`.
+	Task string `json:"task,omitempty,omitzero"`
 }
 
 // BatchItemOnDependencyFailure defines model for BatchItem.OnDependencyFailure.
@@ -612,7 +620,7 @@ type Duration = string
 
 // ExecuteRequest defines model for ExecuteRequest.
 type ExecuteRequest struct {
-	// Args Positional arguments for the plugin's `execute`.
+	// Args Positional arguments for the plugin's `execute`. May hold references, see the top of this page.
 	Args Args `json:"args,omitempty,omitzero"`
 
 	// CancelGrace A duration like `30s`, `1h30m` or `250ms`.
@@ -621,12 +629,15 @@ type ExecuteRequest struct {
 	// InterruptGrace A duration like `30s`, `1h30m` or `250ms`.
 	InterruptGrace Duration `json:"interrupt_grace,omitempty,omitzero"`
 
-	// Kwargs Keyword arguments for the plugin's `execute`.
+	// Kwargs Keyword arguments for the plugin's `execute`. May hold references, see the top of this page.
 	Kwargs Kwargs `json:"kwargs,omitempty,omitzero"`
 	Labels Labels `json:"labels,omitempty,omitzero"`
 
 	// MaxAttempts How often it may be started; 1 gives at-most-once.
 	MaxAttempts int `json:"max_attempts,omitempty,omitzero"`
+
+	// Method Method of that task or, without a task, of the plugin.
+	Method string `json:"method,omitempty,omitzero"`
 
 	// Priority Higher is more urgent.
 	Priority int `json:"priority,omitempty,omitzero"`
@@ -636,6 +647,9 @@ type ExecuteRequest struct {
 
 	// RunTimeout A duration like `30s`, `1h30m` or `250ms`.
 	RunTimeout Duration `json:"run_timeout,omitempty,omitzero"`
+
+	// Task Task of the plugin (an adapter bound to it) that is called in place of its `execute`.
+	Task string `json:"task,omitempty,omitzero"`
 }
 
 // Explanation defines model for Explanation.
@@ -763,7 +777,7 @@ type IsolationFact struct {
 
 // Job defines model for Job.
 type Job struct {
-	// Args Positional arguments for the plugin's `execute`.
+	// Args Positional arguments for the plugin's `execute`. May hold references, see the top of this page.
 	Args Args `json:"args,omitempty,omitzero"`
 
 	// Attempt Number of the current or last attempt; 0 before the first.
@@ -779,7 +793,7 @@ type Job struct {
 	FinishedAt        time.Time `json:"finished_at,omitempty,omitzero"`
 	Id                string    `json:"id"`
 
-	// Kwargs Keyword arguments for the plugin's `execute`.
+	// Kwargs Keyword arguments for the plugin's `execute`. May hold references, see the top of this page.
 	Kwargs      Kwargs    `json:"kwargs,omitempty,omitzero"`
 	Labels      Labels    `json:"labels,omitempty,omitzero"`
 	LastError   *JobError `json:"last_error,omitempty"`
@@ -787,9 +801,13 @@ type Job struct {
 
 	// Message The newest progress message.
 	Message string `json:"message,omitempty,omitzero"`
+	Method  string `json:"method,omitempty,omitzero"`
 
 	// NotBefore Earliest next attempt after a retriable error.
 	NotBefore time.Time `json:"not_before,omitempty,omitzero"`
+
+	// OnDependencyFailure Of a job that depends on others.
+	OnDependencyFailure string `json:"on_dependency_failure,omitempty,omitzero"`
 
 	// Phase Refines pending (queued, blocked, held) and running (reserving, loading, executing, cancelling).
 	Phase JobPhase `json:"phase,omitempty,omitzero"`
@@ -820,6 +838,9 @@ type Job struct {
 
 	// Submitter Who submitted it: `uid:1000`, or `token:NAME`.
 	Submitter string `json:"submitter"`
+
+	// Task Like args and kwargs, where one job is asked for.
+	Task string `json:"task,omitempty,omitzero"`
 }
 
 // JobError defines model for JobError.
@@ -840,6 +861,40 @@ type JobError struct {
 
 // JobErrorCategory defines model for JobError.Category.
 type JobErrorCategory string
+
+// JobFile defines model for JobFile.
+type JobFile struct {
+	// Etag For `If-Match`; changes with every change of the file.
+	Etag       string    `json:"etag"`
+	ModifiedAt time.Time `json:"modified_at"`
+	Name       string    `json:"name"`
+
+	// Sha256 Hexadecimal; missing where it is not known.
+	Sha256 string `json:"sha256,omitempty,omitzero"`
+
+	// Size Bytes.
+	Size int64  `json:"size"`
+	Url  string `json:"url"`
+}
+
+// JobFiles defines model for JobFiles.
+type JobFiles struct {
+	// Bytes Of all that is listed.
+	Bytes int64 `json:"bytes"`
+
+	// Dir The job's directory on the machine of the daemon; it may not exist yet.
+	Dir   string    `json:"dir"`
+	Files []JobFile `json:"files"`
+
+	// LimitBytes That uploads may have.
+	LimitBytes int64 `json:"limit_bytes"`
+
+	// More There are more files than are listed.
+	More bool `json:"more,omitempty,omitzero"`
+
+	// Unlisted Entries that cannot be fetched: links, devices, sockets, names that no file may have.
+	Unlisted int `json:"unlisted,omitempty,omitzero"`
+}
 
 // JobPage defines model for JobPage.
 type JobPage struct {
@@ -863,7 +918,7 @@ type JobPhase string
 
 // JobRequest defines model for JobRequest.
 type JobRequest struct {
-	// Args Positional arguments for the plugin's `execute`.
+	// Args Positional arguments for the plugin's `execute`. May hold references, see the top of this page.
 	Args Args `json:"args,omitempty,omitzero"`
 
 	// CancelGrace A duration like `30s`, `1h30m` or `250ms`.
@@ -878,12 +933,15 @@ type JobRequest struct {
 	// InterruptGrace A duration like `30s`, `1h30m` or `250ms`.
 	InterruptGrace Duration `json:"interrupt_grace,omitempty,omitzero"`
 
-	// Kwargs Keyword arguments for the plugin's `execute`.
+	// Kwargs Keyword arguments for the plugin's `execute`. May hold references, see the top of this page.
 	Kwargs Kwargs `json:"kwargs,omitempty,omitzero"`
 	Labels Labels `json:"labels,omitempty,omitzero"`
 
 	// MaxAttempts How often it may be started; 1 gives at-most-once.
 	MaxAttempts int `json:"max_attempts,omitempty,omitzero"`
+
+	// Method Method of that task or, without a task, of the plugin.
+	Method string `json:"method,omitempty,omitzero"`
 
 	// OnDependencyFailure What happens when one of them ends otherwise.
 	OnDependencyFailure JobRequestOnDependencyFailure `json:"on_dependency_failure,omitempty,omitzero"`
@@ -902,6 +960,9 @@ type JobRequest struct {
 
 	// Stream Use the plugin's `execute_stream`.
 	Stream bool `json:"stream,omitempty,omitzero"`
+
+	// Task Task of the plugin (an adapter bound to it) that is called in place of its `execute`.
+	Task string `json:"task,omitempty,omitzero"`
 }
 
 // JobRequestOnDependencyFailure What happens when one of them ends otherwise.
@@ -950,7 +1011,7 @@ type JournalEvent struct {
 	Seq    int64  `json:"seq"`
 }
 
-// Kwargs Keyword arguments for the plugin's `execute`.
+// Kwargs Keyword arguments for the plugin's `execute`. May hold references, see the top of this page.
 type Kwargs = json.RawMessage
 
 // Labels defines model for Labels.
@@ -1694,6 +1755,9 @@ type Tail = int
 // Wait defines model for Wait.
 type Wait = string
 
+// FileStored defines model for FileStored.
+type FileStored = JobFile
+
 // JobAccepted defines model for JobAccepted.
 type JobAccepted = Job
 
@@ -1753,6 +1817,12 @@ type ListJobsParams struct {
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
+// SubmitJobMultipartBody defines parameters for SubmitJob.
+type SubmitJobMultipartBody struct {
+	Job                  JobRequest                    `json:"job"`
+	AdditionalProperties map[string]openapi_types.File `json:"-"`
+}
+
 // SubmitJobParams defines parameters for SubmitJob.
 type SubmitJobParams struct {
 	// Wait Hold the answer until the job is final, at most this long (up to `10m`).
@@ -1801,6 +1871,33 @@ type JobEventsParams struct {
 // JobEventsParamsOnDisconnect defines parameters for JobEvents.
 type JobEventsParamsOnDisconnect string
 
+// ListJobFilesParams defines parameters for ListJobFiles.
+type ListJobFilesParams struct {
+	// Checksums Count the checksums that are not known yet.
+	Checksums *bool `form:"checksums,omitempty" json:"checksums,omitempty"`
+}
+
+// DeleteJobFileParams defines parameters for DeleteJobFile.
+type DeleteJobFileParams struct {
+	// IfMatch The `ETag` of the file, or `*`.
+	IfMatch *string `json:"If-Match,omitempty"`
+}
+
+// PutJobFileParams defines parameters for PutJobFile.
+type PutJobFileParams struct {
+	// IfMatch The `ETag` of the file that is to be replaced, or `*`.
+	IfMatch *string `json:"If-Match,omitempty"`
+
+	// IfNoneMatch `*`: there must be no such file yet.
+	IfNoneMatch *string `json:"If-None-Match,omitempty"`
+
+	// ContentDigest Checksum of the body (RFC 9530); `sha-256` is looked at.
+	ContentDigest *string `json:"Content-Digest,omitempty"`
+
+	// XChecksumSHA256 The same in hexadecimal, as `sha256sum` prints it.
+	XChecksumSHA256 *string `json:"X-Checksum-SHA256,omitempty"`
+}
+
 // GetJobLogsParams defines parameters for GetJobLogs.
 type GetJobLogsParams struct {
 	// Tail Only the last lines.
@@ -1808,6 +1905,12 @@ type GetJobLogsParams struct {
 
 	// Follow Stay and send lines as they come.
 	Follow *Follow `form:"follow,omitempty" json:"follow,omitempty"`
+}
+
+// GetResultParams defines parameters for GetResult.
+type GetResultParams struct {
+	// Unwrap Of a typed result `{"__wire__": KIND, "data": DATA}`, answer DATA alone; any other is answered as it is.
+	Unwrap *bool `form:"unwrap,omitempty" json:"unwrap,omitempty"`
 }
 
 // JobStreamParams defines parameters for JobStream.
@@ -1901,6 +2004,9 @@ type ResumeQueueParams struct {
 
 // SubmitJobJSONRequestBody defines body for SubmitJob for application/json ContentType.
 type SubmitJobJSONRequestBody = JobRequest
+
+// SubmitJobMultipartRequestBody defines body for SubmitJob for multipart/form-data ContentType.
+type SubmitJobMultipartRequestBody SubmitJobMultipartBody
 
 // PatchJobJSONRequestBody defines body for PatchJob for application/json ContentType.
 type PatchJobJSONRequestBody = JobPatch
@@ -2026,6 +2132,72 @@ func (a StateRecord) MarshalJSON() ([]byte, error) {
 	return json.Marshal(object)
 }
 
+// Getter for additional properties for SubmitJobMultipartBody. Returns the specified
+// element and whether it was found
+func (a SubmitJobMultipartBody) Get(fieldName string) (value openapi_types.File, found bool) {
+	if a.AdditionalProperties != nil {
+		value, found = a.AdditionalProperties[fieldName]
+	}
+	return
+}
+
+// Setter for additional properties for SubmitJobMultipartBody
+func (a *SubmitJobMultipartBody) Set(fieldName string, value openapi_types.File) {
+	if a.AdditionalProperties == nil {
+		a.AdditionalProperties = make(map[string]openapi_types.File)
+	}
+	a.AdditionalProperties[fieldName] = value
+}
+
+// Override default JSON handling for SubmitJobMultipartBody to handle AdditionalProperties
+func (a *SubmitJobMultipartBody) UnmarshalJSON(b []byte) error {
+	object := make(map[string]json.RawMessage)
+	err := json.Unmarshal(b, &object)
+	if err != nil {
+		return err
+	}
+
+	if raw, found := object["job"]; found {
+		err = json.Unmarshal(raw, &a.Job)
+		if err != nil {
+			return fmt.Errorf("error reading 'job': %w", err)
+		}
+		delete(object, "job")
+	}
+
+	if len(object) != 0 {
+		a.AdditionalProperties = make(map[string]openapi_types.File)
+		for fieldName, fieldBuf := range object {
+			var fieldVal openapi_types.File
+			err := json.Unmarshal(fieldBuf, &fieldVal)
+			if err != nil {
+				return fmt.Errorf("error unmarshaling field %s: %w", fieldName, err)
+			}
+			a.AdditionalProperties[fieldName] = fieldVal
+		}
+	}
+	return nil
+}
+
+// Override default JSON handling for SubmitJobMultipartBody to handle AdditionalProperties
+func (a SubmitJobMultipartBody) MarshalJSON() ([]byte, error) {
+	var err error
+	object := make(map[string]json.RawMessage)
+
+	object["job"], err = json.Marshal(a.Job)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'job': %w", err)
+	}
+
+	for fieldName, field := range a.AdditionalProperties {
+		object[fieldName], err = json.Marshal(field)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling '%s': %w", fieldName, err)
+		}
+	}
+	return json.Marshal(object)
+}
+
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
 	// Livez Is the process alive
@@ -2076,6 +2248,21 @@ type ServerInterface interface {
 	// ExplainJob Why a job waits
 	// (GET /v1/jobs/{id}/explain)
 	ExplainJob(w http.ResponseWriter, r *http.Request, id JobID)
+	// ListJobFiles Files of a job
+	// (GET /v1/jobs/{id}/files)
+	ListJobFiles(w http.ResponseWriter, r *http.Request, id JobID, params ListJobFilesParams)
+	// DeleteJobFile Remove a file of a job that does not run
+	// (DELETE /v1/jobs/{id}/files/{name})
+	DeleteJobFile(w http.ResponseWriter, r *http.Request, id JobID, name string, params DeleteJobFileParams)
+	// GetJobFile The bytes of a file
+	// (GET /v1/jobs/{id}/files/{name})
+	GetJobFile(w http.ResponseWriter, r *http.Request, id JobID, name string)
+	// HeadJobFile Size, time and checksum of a file
+	// (HEAD /v1/jobs/{id}/files/{name})
+	HeadJobFile(w http.ResponseWriter, r *http.Request, id JobID, name string)
+	// PutJobFile Upload a file of a pending job
+	// (PUT /v1/jobs/{id}/files/{name})
+	PutJobFile(w http.ResponseWriter, r *http.Request, id JobID, name string, params PutJobFileParams)
 	// HoldJob Hold a pending job
 	// (POST /v1/jobs/{id}/hold)
 	HoldJob(w http.ResponseWriter, r *http.Request, id JobID)
@@ -2087,7 +2274,7 @@ type ServerInterface interface {
 	ReleaseJob(w http.ResponseWriter, r *http.Request, id JobID)
 	// GetResult The bytes a job returned
 	// (GET /v1/jobs/{id}/result)
-	GetResult(w http.ResponseWriter, r *http.Request, id JobID)
+	GetResult(w http.ResponseWriter, r *http.Request, id JobID, params GetResultParams)
 	// RetryJob Submit a final job again
 	// (POST /v1/jobs/{id}/retry)
 	RetryJob(w http.ResponseWriter, r *http.Request, id JobID)
@@ -2172,18 +2359,27 @@ type ServerInterface interface {
 	// GetPluginLogs Log lines of the worker
 	// (GET /v1/plugins/{name}/logs)
 	GetPluginLogs(w http.ResponseWriter, r *http.Request, name PluginName, params GetPluginLogsParams)
+	// PrefetchPlugin Let the loaded plugin fetch what its jobs will need
+	// (POST /v1/plugins/{name}/prefetch)
+	PrefetchPlugin(w http.ResponseWriter, r *http.Request, name PluginName)
 	// ResetProfile Forget what was learned about the plugin
 	// (DELETE /v1/plugins/{name}/profile)
 	ResetProfile(w http.ResponseWriter, r *http.Request, name PluginName)
 	// GetProfile What its workers need, and where each number comes from
 	// (GET /v1/plugins/{name}/profile)
 	GetProfile(w http.ResponseWriter, r *http.Request, name PluginName)
+	// ReleasePlugin Let the loaded plugin give back what it can do without
+	// (POST /v1/plugins/{name}/release)
+	ReleasePlugin(w http.ResponseWriter, r *http.Request, name PluginName)
 	// ReloadPlugin Stop the worker and start it from the manifest on disk
 	// (POST /v1/plugins/{name}/reload)
 	ReloadPlugin(w http.ResponseWriter, r *http.Request, name PluginName)
 	// GetPluginStats What the worker says about itself
 	// (GET /v1/plugins/{name}/stats)
 	GetPluginStats(w http.ResponseWriter, r *http.Request, name PluginName)
+	// GetSurface What can be called on the plugin
+	// (GET /v1/plugins/{name}/surface)
+	GetSurface(w http.ResponseWriter, r *http.Request, name PluginName)
 	// UnloadPlugin Stop the worker
 	// (POST /v1/plugins/{name}/unload)
 	UnloadPlugin(w http.ResponseWriter, r *http.Request, name PluginName)
@@ -2334,6 +2530,36 @@ func (_ Unimplemented) ExplainJob(w http.ResponseWriter, r *http.Request, id Job
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
+// ListJobFiles Files of a job
+// (GET /v1/jobs/{id}/files)
+func (_ Unimplemented) ListJobFiles(w http.ResponseWriter, r *http.Request, id JobID, params ListJobFilesParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// DeleteJobFile Remove a file of a job that does not run
+// (DELETE /v1/jobs/{id}/files/{name})
+func (_ Unimplemented) DeleteJobFile(w http.ResponseWriter, r *http.Request, id JobID, name string, params DeleteJobFileParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GetJobFile The bytes of a file
+// (GET /v1/jobs/{id}/files/{name})
+func (_ Unimplemented) GetJobFile(w http.ResponseWriter, r *http.Request, id JobID, name string) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// HeadJobFile Size, time and checksum of a file
+// (HEAD /v1/jobs/{id}/files/{name})
+func (_ Unimplemented) HeadJobFile(w http.ResponseWriter, r *http.Request, id JobID, name string) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// PutJobFile Upload a file of a pending job
+// (PUT /v1/jobs/{id}/files/{name})
+func (_ Unimplemented) PutJobFile(w http.ResponseWriter, r *http.Request, id JobID, name string, params PutJobFileParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
 // HoldJob Hold a pending job
 // (POST /v1/jobs/{id}/hold)
 func (_ Unimplemented) HoldJob(w http.ResponseWriter, r *http.Request, id JobID) {
@@ -2354,7 +2580,7 @@ func (_ Unimplemented) ReleaseJob(w http.ResponseWriter, r *http.Request, id Job
 
 // GetResult The bytes a job returned
 // (GET /v1/jobs/{id}/result)
-func (_ Unimplemented) GetResult(w http.ResponseWriter, r *http.Request, id JobID) {
+func (_ Unimplemented) GetResult(w http.ResponseWriter, r *http.Request, id JobID, params GetResultParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -2526,6 +2752,12 @@ func (_ Unimplemented) GetPluginLogs(w http.ResponseWriter, r *http.Request, nam
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
+// PrefetchPlugin Let the loaded plugin fetch what its jobs will need
+// (POST /v1/plugins/{name}/prefetch)
+func (_ Unimplemented) PrefetchPlugin(w http.ResponseWriter, r *http.Request, name PluginName) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
 // ResetProfile Forget what was learned about the plugin
 // (DELETE /v1/plugins/{name}/profile)
 func (_ Unimplemented) ResetProfile(w http.ResponseWriter, r *http.Request, name PluginName) {
@@ -2538,6 +2770,12 @@ func (_ Unimplemented) GetProfile(w http.ResponseWriter, r *http.Request, name P
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
+// ReleasePlugin Let the loaded plugin give back what it can do without
+// (POST /v1/plugins/{name}/release)
+func (_ Unimplemented) ReleasePlugin(w http.ResponseWriter, r *http.Request, name PluginName) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
 // ReloadPlugin Stop the worker and start it from the manifest on disk
 // (POST /v1/plugins/{name}/reload)
 func (_ Unimplemented) ReloadPlugin(w http.ResponseWriter, r *http.Request, name PluginName) {
@@ -2547,6 +2785,12 @@ func (_ Unimplemented) ReloadPlugin(w http.ResponseWriter, r *http.Request, name
 // GetPluginStats What the worker says about itself
 // (GET /v1/plugins/{name}/stats)
 func (_ Unimplemented) GetPluginStats(w http.ResponseWriter, r *http.Request, name PluginName) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GetSurface What can be called on the plugin
+// (GET /v1/plugins/{name}/surface)
+func (_ Unimplemented) GetSurface(w http.ResponseWriter, r *http.Request, name PluginName) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -3332,6 +3576,293 @@ func (siw *ServerInterfaceWrapper) ExplainJob(w http.ResponseWriter, r *http.Req
 	handler.ServeHTTP(w, r)
 }
 
+// ListJobFiles operation middleware
+func (siw *ServerInterfaceWrapper) ListJobFiles(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListJobFilesParams
+
+	// ------------- Optional query parameter "checksums" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "checksums", r.URL.Query(), &params.Checksums, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "checksums"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "checksums", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListJobFiles(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// DeleteJobFile operation middleware
+func (siw *ServerInterfaceWrapper) DeleteJobFile(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "name" -------------
+	var name string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", chi.URLParam(r, "name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteJobFileParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch string
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "If-Match", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "If-Match", Err: err})
+			return
+		}
+
+		params.IfMatch = &IfMatch
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DeleteJobFile(w, r, id, name, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetJobFile operation middleware
+func (siw *ServerInterfaceWrapper) GetJobFile(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "name" -------------
+	var name string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", chi.URLParam(r, "name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetJobFile(w, r, id, name)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// HeadJobFile operation middleware
+func (siw *ServerInterfaceWrapper) HeadJobFile(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "name" -------------
+	var name string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", chi.URLParam(r, "name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.HeadJobFile(w, r, id, name)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// PutJobFile operation middleware
+func (siw *ServerInterfaceWrapper) PutJobFile(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "name" -------------
+	var name string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", chi.URLParam(r, "name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params PutJobFileParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch string
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "If-Match", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "If-Match", Err: err})
+			return
+		}
+
+		params.IfMatch = &IfMatch
+
+	}
+
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch string
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "If-None-Match", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "If-None-Match", Err: err})
+			return
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+
+	}
+
+	// ------------- Optional header parameter "Content-Digest" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Content-Digest")]; found {
+		var ContentDigest string
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Content-Digest", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Content-Digest", valueList[0], &ContentDigest, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Content-Digest", Err: err})
+			return
+		}
+
+		params.ContentDigest = &ContentDigest
+
+	}
+
+	// ------------- Optional header parameter "X-Checksum-SHA256" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("X-Checksum-SHA256")]; found {
+		var XChecksumSHA256 string
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "X-Checksum-SHA256", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "X-Checksum-SHA256", valueList[0], &XChecksumSHA256, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "X-Checksum-SHA256", Err: err})
+			return
+		}
+
+		params.XChecksumSHA256 = &XChecksumSHA256
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.PutJobFile(w, r, id, name, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // HoldJob operation middleware
 func (siw *ServerInterfaceWrapper) HoldJob(w http.ResponseWriter, r *http.Request) {
 
@@ -3454,8 +3985,24 @@ func (siw *ServerInterfaceWrapper) GetResult(w http.ResponseWriter, r *http.Requ
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetResultParams
+
+	// ------------- Optional query parameter "unwrap" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "unwrap", r.URL.Query(), &params.Unwrap, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "unwrap"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "unwrap", Err: err})
+		}
+		return
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.GetResult(w, r, id)
+		siw.Handler.GetResult(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -4289,6 +4836,32 @@ func (siw *ServerInterfaceWrapper) GetPluginLogs(w http.ResponseWriter, r *http.
 	handler.ServeHTTP(w, r)
 }
 
+// PrefetchPlugin operation middleware
+func (siw *ServerInterfaceWrapper) PrefetchPlugin(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name PluginName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", chi.URLParam(r, "name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.PrefetchPlugin(w, r, name)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ResetProfile operation middleware
 func (siw *ServerInterfaceWrapper) ResetProfile(w http.ResponseWriter, r *http.Request) {
 
@@ -4341,6 +4914,32 @@ func (siw *ServerInterfaceWrapper) GetProfile(w http.ResponseWriter, r *http.Req
 	handler.ServeHTTP(w, r)
 }
 
+// ReleasePlugin operation middleware
+func (siw *ServerInterfaceWrapper) ReleasePlugin(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name PluginName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", chi.URLParam(r, "name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ReleasePlugin(w, r, name)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ReloadPlugin operation middleware
 func (siw *ServerInterfaceWrapper) ReloadPlugin(w http.ResponseWriter, r *http.Request) {
 
@@ -4384,6 +4983,32 @@ func (siw *ServerInterfaceWrapper) GetPluginStats(w http.ResponseWriter, r *http
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetPluginStats(w, r, name)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetSurface operation middleware
+func (siw *ServerInterfaceWrapper) GetSurface(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name PluginName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", chi.URLParam(r, "name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetSurface(w, r, name)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -4901,6 +5526,21 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Get(options.BaseURL+"/v1/jobs/{id}/result", wrapper.GetResult)
 	})
 	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/jobs/{id}/files", wrapper.ListJobFiles)
+	})
+	r.Group(func(r chi.Router) {
+		r.Delete(options.BaseURL+"/v1/jobs/{id}/files/{name}", wrapper.DeleteJobFile)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/jobs/{id}/files/{name}", wrapper.GetJobFile)
+	})
+	r.Group(func(r chi.Router) {
+		r.Head(options.BaseURL+"/v1/jobs/{id}/files/{name}", wrapper.HeadJobFile)
+	})
+	r.Group(func(r chi.Router) {
+		r.Put(options.BaseURL+"/v1/jobs/{id}/files/{name}", wrapper.PutJobFile)
+	})
+	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/jobs/{id}/logs", wrapper.GetJobLogs)
 	})
 	r.Group(func(r chi.Router) {
@@ -4968,6 +5608,15 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/plugins/{name}/stats", wrapper.GetPluginStats)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/plugins/{name}/surface", wrapper.GetSurface)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/plugins/{name}/prefetch", wrapper.PrefetchPlugin)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/plugins/{name}/release", wrapper.ReleasePlugin)
 	})
 	r.Group(func(r chi.Router) {
 		r.Delete(options.BaseURL+"/v1/plugins/{name}/profile", wrapper.ResetProfile)
@@ -5083,6 +5732,28 @@ type EventStreamTexteventStreamResponse struct {
 
 	Headers       EventStreamResponseHeaders
 	ContentLength int64
+}
+
+type FileBytesResponseHeaders struct {
+	ETag       string
+	ReprDigest string
+}
+type FileBytesAsteriskResponse struct {
+	Body io.Reader
+
+	Headers       FileBytesResponseHeaders
+	ContentType   string
+	ContentLength int64
+}
+
+type FileStoredResponseHeaders struct {
+	ETag     string
+	Location string
+}
+type FileStoredJSONResponse struct {
+	Body JobFile
+
+	Headers FileStoredResponseHeaders
 }
 
 type HealthJSONResponse Health
@@ -5570,8 +6241,9 @@ func (response ListJobsdefaultApplicationProblemPlusJSONResponse) VisitListJobsR
 }
 
 type SubmitJobRequestObject struct {
-	Params SubmitJobParams
-	Body   *SubmitJobJSONRequestBody
+	Params        SubmitJobParams
+	JSONBody      *SubmitJobJSONRequestBody
+	MultipartBody *multipart.Reader
 }
 
 type SubmitJobResponseObject interface {
@@ -5933,6 +6605,339 @@ func (response ExplainJobdefaultApplicationProblemPlusJSONResponse) VisitExplain
 	return err
 }
 
+type ListJobFilesRequestObject struct {
+	Id     JobID `json:"id"`
+	Params ListJobFilesParams
+}
+
+type ListJobFilesResponseObject interface {
+	VisitListJobFilesResponse(w http.ResponseWriter) error
+}
+
+type ListJobFiles200JSONResponse JobFiles
+
+func (response ListJobFiles200JSONResponse) VisitListJobFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListJobFilesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response ListJobFilesdefaultApplicationProblemPlusJSONResponse) VisitListJobFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteJobFileRequestObject struct {
+	Id     JobID  `json:"id"`
+	Name   string `json:"name"`
+	Params DeleteJobFileParams
+}
+
+type DeleteJobFileResponseObject interface {
+	VisitDeleteJobFileResponse(w http.ResponseWriter) error
+}
+
+type DeleteJobFile204Response struct {
+}
+
+func (response DeleteJobFile204Response) VisitDeleteJobFileResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteJobFiledefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response DeleteJobFiledefaultApplicationProblemPlusJSONResponse) VisitDeleteJobFileResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetJobFileRequestObject struct {
+	Id   JobID  `json:"id"`
+	Name string `json:"name"`
+}
+
+type GetJobFileResponseObject interface {
+	VisitGetJobFileResponse(w http.ResponseWriter) error
+}
+
+type GetJobFile200AsteriskResponse struct{ FileBytesAsteriskResponse }
+
+func (response GetJobFile200AsteriskResponse) VisitGetJobFileResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", response.ContentType)
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Repr-Digest", fmt.Sprint(response.Headers.ReprDigest))
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type GetJobFile206ResponseHeaders struct {
+	ETag       string
+	ReprDigest string
+}
+
+type GetJobFile206AsteriskResponse struct {
+	Body          io.Reader
+	Headers       GetJobFile206ResponseHeaders
+	ContentType   string
+	ContentLength int64
+}
+
+func (response GetJobFile206AsteriskResponse) VisitGetJobFileResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", response.ContentType)
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Repr-Digest", fmt.Sprint(response.Headers.ReprDigest))
+	w.WriteHeader(206)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type GetJobFile304Response struct {
+}
+
+func (response GetJobFile304Response) VisitGetJobFileResponse(w http.ResponseWriter) error {
+	w.WriteHeader(304)
+	return nil
+}
+
+type GetJobFile412Response struct {
+}
+
+func (response GetJobFile412Response) VisitGetJobFileResponse(w http.ResponseWriter) error {
+	w.WriteHeader(412)
+	return nil
+}
+
+type GetJobFiledefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response GetJobFiledefaultApplicationProblemPlusJSONResponse) VisitGetJobFileResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type HeadJobFileRequestObject struct {
+	Id   JobID  `json:"id"`
+	Name string `json:"name"`
+}
+
+type HeadJobFileResponseObject interface {
+	VisitHeadJobFileResponse(w http.ResponseWriter) error
+}
+
+type HeadJobFile200AsteriskResponse struct{ FileBytesAsteriskResponse }
+
+func (response HeadJobFile200AsteriskResponse) VisitHeadJobFileResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", response.ContentType)
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Repr-Digest", fmt.Sprint(response.Headers.ReprDigest))
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type HeadJobFile206ResponseHeaders struct {
+	ETag       string
+	ReprDigest string
+}
+
+type HeadJobFile206AsteriskResponse struct {
+	Body          io.Reader
+	Headers       HeadJobFile206ResponseHeaders
+	ContentType   string
+	ContentLength int64
+}
+
+func (response HeadJobFile206AsteriskResponse) VisitHeadJobFileResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", response.ContentType)
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Repr-Digest", fmt.Sprint(response.Headers.ReprDigest))
+	w.WriteHeader(206)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type HeadJobFile304Response struct {
+}
+
+func (response HeadJobFile304Response) VisitHeadJobFileResponse(w http.ResponseWriter) error {
+	w.WriteHeader(304)
+	return nil
+}
+
+type HeadJobFile412Response struct {
+}
+
+func (response HeadJobFile412Response) VisitHeadJobFileResponse(w http.ResponseWriter) error {
+	w.WriteHeader(412)
+	return nil
+}
+
+type HeadJobFiledefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response HeadJobFiledefaultApplicationProblemPlusJSONResponse) VisitHeadJobFileResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutJobFileRequestObject struct {
+	Id     JobID  `json:"id"`
+	Name   string `json:"name"`
+	Params PutJobFileParams
+	Body   io.Reader
+}
+
+type PutJobFileResponseObject interface {
+	VisitPutJobFileResponse(w http.ResponseWriter) error
+}
+
+type PutJobFile200JSONResponse struct{ FileStoredJSONResponse }
+
+func (response PutJobFile200JSONResponse) VisitPutJobFileResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutJobFile201ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type PutJobFile201JSONResponse struct {
+	Body    JobFile
+	Headers PutJobFile201ResponseHeaders
+}
+
+func (response PutJobFile201JSONResponse) VisitPutJobFileResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutJobFiledefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response PutJobFiledefaultApplicationProblemPlusJSONResponse) VisitPutJobFileResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type HoldJobRequestObject struct {
 	Id JobID `json:"id"`
 }
@@ -6099,7 +7104,8 @@ func (response ReleaseJobdefaultApplicationProblemPlusJSONResponse) VisitRelease
 }
 
 type GetResultRequestObject struct {
-	Id JobID `json:"id"`
+	Id     JobID `json:"id"`
+	Params GetResultParams
 }
 
 type GetResultResponseObject interface {
@@ -7496,6 +8502,41 @@ func (response GetPluginLogsdefaultApplicationProblemPlusJSONResponse) VisitGetP
 	return err
 }
 
+type PrefetchPluginRequestObject struct {
+	Name PluginName `json:"name"`
+}
+
+type PrefetchPluginResponseObject interface {
+	VisitPrefetchPluginResponse(w http.ResponseWriter) error
+}
+
+type PrefetchPlugin204Response struct {
+}
+
+func (response PrefetchPlugin204Response) VisitPrefetchPluginResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type PrefetchPlugindefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response PrefetchPlugindefaultApplicationProblemPlusJSONResponse) VisitPrefetchPluginResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ResetProfileRequestObject struct {
 	Name PluginName `json:"name"`
 }
@@ -7560,6 +8601,41 @@ type GetProfiledefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetProfiledefaultApplicationProblemPlusJSONResponse) VisitGetProfileResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReleasePluginRequestObject struct {
+	Name PluginName `json:"name"`
+}
+
+type ReleasePluginResponseObject interface {
+	VisitReleasePluginResponse(w http.ResponseWriter) error
+}
+
+type ReleasePlugin204Response struct {
+}
+
+func (response ReleasePlugin204Response) VisitReleasePluginResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type ReleasePlugindefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response ReleasePlugindefaultApplicationProblemPlusJSONResponse) VisitReleasePluginResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -7642,6 +8718,47 @@ type GetPluginStatsdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetPluginStatsdefaultApplicationProblemPlusJSONResponse) VisitGetPluginStatsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSurfaceRequestObject struct {
+	Name PluginName `json:"name"`
+}
+
+type GetSurfaceResponseObject interface {
+	VisitGetSurfaceResponse(w http.ResponseWriter) error
+}
+
+type GetSurface200JSONResponse struct{ AnyObjectJSONResponse }
+
+func (response GetSurface200JSONResponse) VisitGetSurfaceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSurfacedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response GetSurfacedefaultApplicationProblemPlusJSONResponse) VisitGetSurfaceResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -8349,6 +9466,21 @@ type StrictServerInterface interface {
 	// ExplainJob Why a job waits
 	// (GET /v1/jobs/{id}/explain)
 	ExplainJob(ctx context.Context, request ExplainJobRequestObject) (ExplainJobResponseObject, error)
+	// ListJobFiles Files of a job
+	// (GET /v1/jobs/{id}/files)
+	ListJobFiles(ctx context.Context, request ListJobFilesRequestObject) (ListJobFilesResponseObject, error)
+	// DeleteJobFile Remove a file of a job that does not run
+	// (DELETE /v1/jobs/{id}/files/{name})
+	DeleteJobFile(ctx context.Context, request DeleteJobFileRequestObject) (DeleteJobFileResponseObject, error)
+	// GetJobFile The bytes of a file
+	// (GET /v1/jobs/{id}/files/{name})
+	GetJobFile(ctx context.Context, request GetJobFileRequestObject) (GetJobFileResponseObject, error)
+	// HeadJobFile Size, time and checksum of a file
+	// (HEAD /v1/jobs/{id}/files/{name})
+	HeadJobFile(ctx context.Context, request HeadJobFileRequestObject) (HeadJobFileResponseObject, error)
+	// PutJobFile Upload a file of a pending job
+	// (PUT /v1/jobs/{id}/files/{name})
+	PutJobFile(ctx context.Context, request PutJobFileRequestObject) (PutJobFileResponseObject, error)
 	// HoldJob Hold a pending job
 	// (POST /v1/jobs/{id}/hold)
 	HoldJob(ctx context.Context, request HoldJobRequestObject) (HoldJobResponseObject, error)
@@ -8445,18 +9577,27 @@ type StrictServerInterface interface {
 	// GetPluginLogs Log lines of the worker
 	// (GET /v1/plugins/{name}/logs)
 	GetPluginLogs(ctx context.Context, request GetPluginLogsRequestObject) (GetPluginLogsResponseObject, error)
+	// PrefetchPlugin Let the loaded plugin fetch what its jobs will need
+	// (POST /v1/plugins/{name}/prefetch)
+	PrefetchPlugin(ctx context.Context, request PrefetchPluginRequestObject) (PrefetchPluginResponseObject, error)
 	// ResetProfile Forget what was learned about the plugin
 	// (DELETE /v1/plugins/{name}/profile)
 	ResetProfile(ctx context.Context, request ResetProfileRequestObject) (ResetProfileResponseObject, error)
 	// GetProfile What its workers need, and where each number comes from
 	// (GET /v1/plugins/{name}/profile)
 	GetProfile(ctx context.Context, request GetProfileRequestObject) (GetProfileResponseObject, error)
+	// ReleasePlugin Let the loaded plugin give back what it can do without
+	// (POST /v1/plugins/{name}/release)
+	ReleasePlugin(ctx context.Context, request ReleasePluginRequestObject) (ReleasePluginResponseObject, error)
 	// ReloadPlugin Stop the worker and start it from the manifest on disk
 	// (POST /v1/plugins/{name}/reload)
 	ReloadPlugin(ctx context.Context, request ReloadPluginRequestObject) (ReloadPluginResponseObject, error)
 	// GetPluginStats What the worker says about itself
 	// (GET /v1/plugins/{name}/stats)
 	GetPluginStats(ctx context.Context, request GetPluginStatsRequestObject) (GetPluginStatsResponseObject, error)
+	// GetSurface What can be called on the plugin
+	// (GET /v1/plugins/{name}/surface)
+	GetSurface(ctx context.Context, request GetSurfaceRequestObject) (GetSurfaceResponseObject, error)
 	// UnloadPlugin Stop the worker
 	// (POST /v1/plugins/{name}/unload)
 	UnloadPlugin(ctx context.Context, request UnloadPluginRequestObject) (UnloadPluginResponseObject, error)
@@ -8773,13 +9914,24 @@ func (sh *strictHandler) SubmitJob(w http.ResponseWriter, r *http.Request, param
 	var request SubmitJobRequestObject
 
 	request.Params = params
+	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/json") {
 
-	var body SubmitJobJSONRequestBody
-	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
-		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
-		return
+		var body SubmitJobJSONRequestBody
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+		request.JSONBody = &body
+
 	}
-	request.Body = &body
+	if strings.HasPrefix(r.Header.Get("Content-Type"), "multipart/form-data") {
+		if reader, err := r.MultipartReader(); err != nil {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode multipart body: %w", err))
+			return
+		} else {
+			request.MultipartBody = reader
+		}
+	}
 
 	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
 		return sh.ssi.SubmitJob(ctx, request.(SubmitJobRequestObject))
@@ -8985,6 +10137,145 @@ func (sh *strictHandler) ExplainJob(w http.ResponseWriter, r *http.Request, id J
 	}
 }
 
+// ListJobFiles operation middleware
+func (sh *strictHandler) ListJobFiles(w http.ResponseWriter, r *http.Request, id JobID, params ListJobFilesParams) {
+	var request ListJobFilesRequestObject
+
+	request.Id = id
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ListJobFiles(ctx, request.(ListJobFilesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListJobFiles")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ListJobFilesResponseObject); ok {
+		if err := validResponse.VisitListJobFilesResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// DeleteJobFile operation middleware
+func (sh *strictHandler) DeleteJobFile(w http.ResponseWriter, r *http.Request, id JobID, name string, params DeleteJobFileParams) {
+	var request DeleteJobFileRequestObject
+
+	request.Id = id
+	request.Name = name
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteJobFile(ctx, request.(DeleteJobFileRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteJobFile")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(DeleteJobFileResponseObject); ok {
+		if err := validResponse.VisitDeleteJobFileResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetJobFile operation middleware
+func (sh *strictHandler) GetJobFile(w http.ResponseWriter, r *http.Request, id JobID, name string) {
+	var request GetJobFileRequestObject
+
+	request.Id = id
+	request.Name = name
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetJobFile(ctx, request.(GetJobFileRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetJobFile")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetJobFileResponseObject); ok {
+		if err := validResponse.VisitGetJobFileResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// HeadJobFile operation middleware
+func (sh *strictHandler) HeadJobFile(w http.ResponseWriter, r *http.Request, id JobID, name string) {
+	var request HeadJobFileRequestObject
+
+	request.Id = id
+	request.Name = name
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.HeadJobFile(ctx, request.(HeadJobFileRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "HeadJobFile")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(HeadJobFileResponseObject); ok {
+		if err := validResponse.VisitHeadJobFileResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// PutJobFile operation middleware
+func (sh *strictHandler) PutJobFile(w http.ResponseWriter, r *http.Request, id JobID, name string, params PutJobFileParams) {
+	var request PutJobFileRequestObject
+
+	request.Id = id
+	request.Name = name
+	request.Params = params
+
+	request.Body = r.Body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.PutJobFile(ctx, request.(PutJobFileRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PutJobFile")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(PutJobFileResponseObject); ok {
+		if err := validResponse.VisitPutJobFileResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // HoldJob operation middleware
 func (sh *strictHandler) HoldJob(w http.ResponseWriter, r *http.Request, id JobID) {
 	var request HoldJobRequestObject
@@ -9065,10 +10356,11 @@ func (sh *strictHandler) ReleaseJob(w http.ResponseWriter, r *http.Request, id J
 }
 
 // GetResult operation middleware
-func (sh *strictHandler) GetResult(w http.ResponseWriter, r *http.Request, id JobID) {
+func (sh *strictHandler) GetResult(w http.ResponseWriter, r *http.Request, id JobID, params GetResultParams) {
 	var request GetResultRequestObject
 
 	request.Id = id
+	request.Params = params
 
 	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
 		return sh.ssi.GetResult(ctx, request.(GetResultRequestObject))
@@ -9872,6 +11164,32 @@ func (sh *strictHandler) GetPluginLogs(w http.ResponseWriter, r *http.Request, n
 	}
 }
 
+// PrefetchPlugin operation middleware
+func (sh *strictHandler) PrefetchPlugin(w http.ResponseWriter, r *http.Request, name PluginName) {
+	var request PrefetchPluginRequestObject
+
+	request.Name = name
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.PrefetchPlugin(ctx, request.(PrefetchPluginRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PrefetchPlugin")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(PrefetchPluginResponseObject); ok {
+		if err := validResponse.VisitPrefetchPluginResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // ResetProfile operation middleware
 func (sh *strictHandler) ResetProfile(w http.ResponseWriter, r *http.Request, name PluginName) {
 	var request ResetProfileRequestObject
@@ -9924,6 +11242,32 @@ func (sh *strictHandler) GetProfile(w http.ResponseWriter, r *http.Request, name
 	}
 }
 
+// ReleasePlugin operation middleware
+func (sh *strictHandler) ReleasePlugin(w http.ResponseWriter, r *http.Request, name PluginName) {
+	var request ReleasePluginRequestObject
+
+	request.Name = name
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ReleasePlugin(ctx, request.(ReleasePluginRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ReleasePlugin")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ReleasePluginResponseObject); ok {
+		if err := validResponse.VisitReleasePluginResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // ReloadPlugin operation middleware
 func (sh *strictHandler) ReloadPlugin(w http.ResponseWriter, r *http.Request, name PluginName) {
 	var request ReloadPluginRequestObject
@@ -9969,6 +11313,32 @@ func (sh *strictHandler) GetPluginStats(w http.ResponseWriter, r *http.Request, 
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetPluginStatsResponseObject); ok {
 		if err := validResponse.VisitGetPluginStatsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetSurface operation middleware
+func (sh *strictHandler) GetSurface(w http.ResponseWriter, r *http.Request, name PluginName) {
+	var request GetSurfaceRequestObject
+
+	request.Name = name
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetSurface(ctx, request.(GetSurfaceRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetSurface")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetSurfaceResponseObject); ok {
+		if err := validResponse.VisitGetSurfaceResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

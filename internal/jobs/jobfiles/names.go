@@ -29,14 +29,15 @@ func (e *QuotaError) Error() string {
 	return fmt.Sprintf("%s may have %d bytes", e.What, e.Limit)
 }
 
-// ConditionError says that a file is not what If-Match or If-None-Match asks for.
-type ConditionError struct{ Exists bool }
+// ConditionError says that a file is there although there must be none, or that
+// it is not the one that is wanted.
+type ConditionError struct{ Wanted bool }
 
 func (e *ConditionError) Error() string {
-	if e.Exists {
-		return "there is another file of this name"
+	if e.Wanted {
+		return "there is no such version of the file"
 	}
-	return "there is no file of this name"
+	return "there is a file of this name"
 }
 
 // ChecksumError says that other bytes arrived than were announced.

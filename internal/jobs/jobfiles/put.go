@@ -77,11 +77,9 @@ func (s *Store) before(job, name string, u Upload) error {
 func (u Upload) condition(old File, exists bool) error {
 	switch {
 	case u.IfAbsent && exists:
-		return &ConditionError{Exists: true}
-	case u.IfMatch != "" && !exists:
 		return &ConditionError{}
-	case u.IfMatch != "" && u.IfMatch != "*" && u.IfMatch != old.ETag:
-		return &ConditionError{Exists: true}
+	case u.IfMatch != "" && !exists, u.IfMatch != "" && u.IfMatch != "*" && u.IfMatch != old.ETag:
+		return &ConditionError{Wanted: true}
 	}
 	return nil
 }

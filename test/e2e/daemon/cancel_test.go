@@ -105,7 +105,7 @@ func TestCancel_KeepsThePartialResult(t *testing.T) {
 	if job.Result == nil || !job.Result.Partial {
 		t.Fatalf("the result is %+v", job.Result)
 	}
-	resp, err := s.API.GetResult(s.Ctx(), job.Id)
+	resp, err := s.API.GetResult(s.Ctx(), job.Id, nil)
 	if err != nil || resp.Header.Get("X-Result-Partial") != "true" {
 		t.Errorf("the partial result is not marked: %v, %v", resp.Header, err)
 	}

@@ -182,7 +182,7 @@ func TestResult_FiftyMB(t *testing.T) {
 	if job.Result.Size != size+2 || job.Result.Value != nil {
 		t.Errorf("the result is described as %+v", job.Result)
 	}
-	resp, err := s.API.GetResult(s.Ctx(), job.Id)
+	resp, err := s.API.GetResult(s.Ctx(), job.Id, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -252,7 +252,7 @@ func TestRetention_RemovesOldJobsWithEverythingOfTheirs(t *testing.T) {
 			continue
 		}
 		Problem(t, 404, "job_not_found")(s.API.GetJob(s.Ctx(), id, nil))
-		Problem(t, 404, "job_not_found")(s.API.GetResult(s.Ctx(), id))
+		Problem(t, 404, "job_not_found")(s.API.GetResult(s.Ctx(), id, nil))
 		Problem(t, 404, "job_not_found")(s.Raw("GET", JobPath(id, "events"), ""))
 	}
 	if page := Must[wire.JobPage](t)(s.API.ListJobs(s.Ctx(), nil)); len(page.Jobs) != 3 {
