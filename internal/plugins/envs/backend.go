@@ -28,31 +28,84 @@ type Backend interface {
 // Backends are all there are, in the order in which one is chosen for an entry
 // that names none.
 func Backends(env []string) []Backend {
-	look := finder(env)
+	look := newFinder(env)
 	return []Backend{&uv{look}, &venv{look}, &conda{look, Micromamba}, &conda{look, Conda}}
 }
 
-// find looks a program up on the PATH of an environment that is not ours.
-type find func(program string) (string, error)
+// finder looks programs up as the user of an environment would, which need not
+// be our own.
+type finder struct {
+	path []string
+	home string
+	pins []string // where versions of Python lie side by side
+}
 
-func finder(env []string) find {
-	path := ""
+func newFinder(env []string) finder {
+	var f finder
+	root := ""
 	for _, kv := range env {
-		if v, ok := strings.CutPrefix(kv, "PATH="); ok {
-			path = v
+		switch k, v, _ := strings.Cut(kv, "="); k {
+		case "PATH":
+			f.path = filepath.SplitList(v)
+		case "HOME":
+			f.home = v
+		case "PYENV_ROOT":
+			root = v
 		}
 	}
-	return func(program string) (string, error) {
-		for _, dir := range filepath.SplitList(path) {
-			if !filepath.IsAbs(dir) {
-				continue
-			}
-			if full, err := exec.LookPath(filepath.Join(dir, program)); err == nil {
-				return full, nil
-			}
-		}
-		return "", fmt.Errorf("%s is not on the PATH", program)
+	if root == "" && f.home != "" {
+		root = filepath.Join(f.home, ".pyenv")
 	}
+	if root != "" {
+		f.pins = append(f.pins, filepath.Join(root, "versions", "%s*", "bin", "python3"))
+	}
+	if f.home != "" {
+		f.pins = append(f.pins, filepath.Join(f.home, ".local/share/uv/python/cpython-%s*/bin/python3"))
+	}
+	return f
+}
+
+func (f finder) find(program string) (string, error) {
+	for _, dir := range f.path {
+		if !filepath.IsAbs(dir) {
+			continue
+		}
+		if full, err := exec.LookPath(filepath.Join(dir, program)); err == nil {
+			return full, nil
+		}
+	}
+	return "", fmt.Errorf("%s is not on the PATH", program)
+}
+
+// python finds the interpreter of a version ("" for any): on the PATH, then
+// where pyenv and uv keep theirs. An absolute path is taken as it is.
+func (f finder) python(ctx context.Context, env []string, want string) (string, error) {
+	if filepath.IsAbs(want) {
+		return want, nil
+	}
+	var candidates []string
+	for _, name := range []string{"python" + want, "python3", "python"} {
+		if p, err := f.find(name); err == nil {
+			candidates = append(candidates, p)
+		}
+	}
+	if want != "" {
+		for _, pin := range f.pins {
+			more, _ := filepath.Glob(fmt.Sprintf(pin, want)) // a bad pattern finds nothing
+			candidates = append(candidates, more...)
+		}
+	}
+	for _, p := range candidates {
+		// Asking it, because a name on the PATH may be a signpost to nothing.
+		version, err := output(ctx, env, p, "-c", "import sys; print('%d.%d.%d' % sys.version_info[:3])")
+		if err == nil && (want == "" || strings.HasPrefix(version+".", want+".")) {
+			return p, nil
+		}
+	}
+	if want == "" {
+		return "", errors.New("cannot find python3 on the PATH")
+	}
+	return "", fmt.Errorf("cannot find Python %s on this machine: install it, give its path as python, or use env: uv, which fetches it", want)
 }
 
 // pythonIn is the interpreter of an environment: all tools agree on its place.
@@ -115,8 +168,8 @@ func (e Entry) pipRounds(indexFlag string) [][]string {
 	return rounds
 }
 
-// uv is Astral's tool: it finds or fetches the Python by itself.
-type uv struct{ find find }
+// uv is Astral's tool: a Python that is not here it fetches by itself.
+type uv struct{ finder }
 
 func (u *uv) Name() string { return UV }
 
@@ -135,7 +188,11 @@ func (u *uv) Create(ctx context.Context, s *steps, dir string, e Entry) error {
 	}
 	argv := []string{tool, "venv", "--no-project"}
 	if e.Python != "" {
-		argv = append(argv, "--python", e.Python)
+		python, err := u.python(ctx, s.env, e.Python)
+		if err != nil {
+			python = e.Python
+		}
+		argv = append(argv, "--python", python)
 	}
 	return s.run(ctx, "make the environment", append(argv, dir))
 }
@@ -155,7 +212,7 @@ func (u *uv) Install(ctx context.Context, s *steps, dir string, e Entry) error {
 }
 
 // venv is the standard library's module with pip.
-type venv struct{ find find }
+type venv struct{ finder }
 
 func (v *venv) Name() string { return Venv }
 
@@ -171,39 +228,8 @@ func (v *venv) Probe(ctx context.Context) (string, error) {
 	return "venv of Python " + version, nil
 }
 
-// interpreter finds the Python that e asks for: on the PATH, or where pyenv and
-// uv keep theirs.
-func (v *venv) interpreter(ctx context.Context, env []string, want string) (string, error) {
-	if filepath.IsAbs(want) {
-		return want, nil
-	}
-	var candidates []string
-	for _, name := range []string{"python" + want, "python3", "python"} {
-		if p, err := v.find(name); err == nil {
-			candidates = append(candidates, p)
-		}
-	}
-	if home, err := os.UserHomeDir(); err == nil && want != "" {
-		for _, pattern := range []string{".pyenv/versions/" + want + "*", ".local/share/uv/python/cpython-" + want + "*"} {
-			more, _ := filepath.Glob(filepath.Join(home, pattern, "bin", "python3")) // the pattern is sound
-			candidates = append(candidates, more...)
-		}
-	}
-	for _, p := range candidates {
-		// Asking it, because a name on the PATH may be a signpost to nothing.
-		version, err := output(ctx, env, p, "-c", "import sys; print('%d.%d.%d' % sys.version_info[:3])")
-		if err == nil && (version == want || strings.HasPrefix(version+".", want+".") || want == "") {
-			return p, nil
-		}
-	}
-	if want == "" {
-		return "", errors.New("cannot find python3 on the PATH")
-	}
-	return "", fmt.Errorf("cannot find Python %s on this machine: install it, give its path as python, or use env: uv, which fetches it", want)
-}
-
 func (v *venv) Create(ctx context.Context, s *steps, dir string, e Entry) error {
-	python, err := v.interpreter(ctx, s.env, e.Python)
+	python, err := v.python(ctx, s.env, e.Python)
 	if err != nil {
 		return err
 	}
@@ -227,7 +253,7 @@ func pipInstall(ctx context.Context, s *steps, dir string, e Entry) error {
 // conda is conda, or micromamba, which takes nearly the same words; packages of
 // the index are pip's.
 type conda struct {
-	find find
+	finder
 	name string
 }
 

@@ -26,8 +26,8 @@ type Options struct {
 	Backends  []Backend // nil: Backends(Env)
 	Version   string    // of the program
 	Jobs      int       // environments at a time; 0: 4
-	// Waits are the pauses before a failed download is tried again; nil: 1, 4 and
-	// 15 seconds.
+	// Waits are the pauses before a failed download is tried again; nil: 2 and 10
+	// seconds. The tools try by themselves, too.
 	Waits []time.Duration
 	Now   func() time.Time // nil: time.Now
 }
@@ -50,7 +50,7 @@ func New(o Options) (*Installer, error) {
 		o.Jobs = 4
 	}
 	if o.Waits == nil {
-		o.Waits = []time.Duration{time.Second, 4 * time.Second, 15 * time.Second}
+		o.Waits = []time.Duration{2 * time.Second, 10 * time.Second}
 	}
 	if o.Now == nil {
 		o.Now = time.Now
