@@ -28,6 +28,7 @@ import (
 	"github.com/cjmd/cjmd/internal/isolation/sandboxed"
 	"github.com/cjmd/cjmd/internal/isolation/tree"
 	"github.com/cjmd/cjmd/internal/jobs"
+	"github.com/cjmd/cjmd/internal/jobs/jobfiles"
 	"github.com/cjmd/cjmd/internal/jobs/joblog"
 	"github.com/cjmd/cjmd/internal/jobs/sqlitestore"
 	"github.com/cjmd/cjmd/internal/monitors"
@@ -183,7 +184,8 @@ func (d *daemonParts) openJobs(ctx context.Context) (err error) {
 		Hub:          d.hub,
 		Log:          d.log.Named("jobs"),
 		LogDir:       filepath.Join(d.cfg.StateDir, "joblogs"),
-		JobDir:       d.jobRoot(),
+		JobDir:       filepath.Join(d.cfg.StateDir, "jobdirs"),
+		FileLimits:   jobfiles.Limits{JobBytes: int64(d.cfg.Jobs.FilesMB) << 20, TotalBytes: int64(d.cfg.Jobs.FilesTotalMB) << 20},
 		MaxPending:   d.cfg.Jobs.MaxPending,
 		MaxPerUser:   d.cfg.Jobs.MaxPerUser,
 		MaxAttempts:  d.cfg.Jobs.MaxAttempts,
@@ -199,8 +201,6 @@ func (d *daemonParts) openJobs(ctx context.Context) (err error) {
 	d.recovered, err = d.queue.Recover(ctx)
 	return err
 }
-
-func (d *daemonParts) jobRoot() string { return filepath.Join(d.cfg.StateDir, "jobdirs") }
 
 // pluginPaths is the search path for manifests.
 func pluginPaths(cfg *config.Config, env []string) []string {

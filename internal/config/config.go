@@ -78,6 +78,8 @@ type Jobs struct {
 	InterruptGrace time.Duration `koanf:"interrupt_grace" doc:"Interrupt phase of a cancel, after which the worker is killed."`
 	MaxPending     int           `koanf:"max_pending" doc:"Pending jobs beyond this are refused."`
 	MaxPerUser     int           `koanf:"max_pending_per_submitter" doc:"Pending jobs of one submitter beyond this are refused; 0: no bound but max_pending."`
+	FilesMB        int           `koanf:"files_mb" doc:"Files that may be uploaded for one job."`
+	FilesTotalMB   int           `koanf:"files_total_mb" doc:"Files of all jobs, also what they left; beyond it uploads are refused."`
 }
 
 // Retention of ended jobs. A job goes only when both bounds are passed.
@@ -158,6 +160,8 @@ func Defaults(dirs Dirs) Config {
 			CancelGrace:    3 * time.Second,
 			InterruptGrace: 2 * time.Second,
 			MaxPending:     200_000,
+			FilesMB:        10 << 10,
+			FilesTotalMB:   100 << 10,
 		},
 		JobLog: JobLog{MaxMB: 64},
 		Workers: Workers{

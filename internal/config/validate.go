@@ -172,6 +172,8 @@ func (k *checker) jobs() {
 	k.atLeast("jobs.max_body_mb", j.MaxBodyMB, 1)
 	k.atLeast("jobs.max_pending", j.MaxPending, 1)
 	k.atLeast("jobs.max_pending_per_submitter", j.MaxPerUser, 0)
+	k.atLeast("jobs.files_mb", j.FilesMB, 1)
+	k.atLeast("jobs.files_total_mb", j.FilesTotalMB, 1)
 	k.longer("jobs.cancel_grace", j.CancelGrace, 0)
 	k.longer("jobs.interrupt_grace", j.InterruptGrace, 0)
 	k.atLeast("joblog.max_mb", k.c.JobLog.MaxMB, 1)
