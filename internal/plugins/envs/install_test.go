@@ -202,6 +202,18 @@ def get_plugin_metadata():
 	assert.Contains(t, string(m.Raw), `"platforms":["linux"]`)
 }
 
+// A package of the Python system without metadata is called by its distribution,
+// there and here; its label is for the file alone.
+func TestInstall_NameWithoutMetadata(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	wheel := b.wheel("cjm_graph_plugin", "0.1", map[string]string{
+		"cjm_plugin_system/__init__.py": "class PluginInterface: pass\n", "cjm_graph_plugin/__init__.py": "",
+		"cjm_graph_plugin/plugin.py": "from cjm_plugin_system import PluginInterface\nclass Graph(PluginInterface):\n    name = 'sqlite_graph'\n    def execute(self): pass\n"})
+	r := b.mustInstall(b.file(fmt.Sprintf("plugins: [{name: label, package: %q}]", wheel)), PlanOptions{})
+	assert.Equal(t, "cjm-graph-plugin", r.Plugin)
+}
+
 func TestInstall_SchemaThatIsNoSchema(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

@@ -56,6 +56,9 @@ def ask(question, answer):
         cls = find_class(module or package, question)
         module, cls_name = cls.__module__, cls.__qualname__
     answer["module"], answer["class"] = module, cls_name
+    # A class of the Python system, which calls such a plugin by its distribution.
+    bases = getattr(cls, "__mro__", ())
+    answer["ecosystem"] = any(base.__module__.split(".")[0] in ("cjm_plugin_system", "cjm_substrate") for base in bases)
     describe(cls, package, metadata, answer)
 
 

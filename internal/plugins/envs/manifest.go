@@ -36,6 +36,7 @@ type answer struct {
 	Name         string          `json:"name"`
 	Version      string          `json:"version"`
 	Summary      string          `json:"summary"`
+	Ecosystem    bool            `json:"ecosystem"`
 	Schema       json.RawMessage `json:"schema"`
 	SchemaHash   string          `json:"schema_hash"`
 	Metadata     json.RawMessage `json:"metadata"`
@@ -220,7 +221,7 @@ func compose(top map[string]any, e Entry, a answer) error {
 		dist.name, dist.version, dist.author = a.Distribution.Name, a.Distribution.Version, a.Distribution.Author
 	}
 	name := first(text("name"), e.Name)
-	if e.Dialect == DialectCapabilities {
+	if e.Dialect == DialectCapabilities || a.Ecosystem {
 		name = first(text("name"), dist.name, e.Name)
 	}
 	set := func(key, value string) {
