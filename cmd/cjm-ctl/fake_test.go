@@ -319,7 +319,7 @@ func (f *fakeDaemon) CancelJob(w http.ResponseWriter, r *http.Request, id wire.J
 	answer(w, http.StatusAccepted, j.Job)
 }
 
-func (f *fakeDaemon) GetResult(w http.ResponseWriter, _ *http.Request, id wire.JobID) {
+func (f *fakeDaemon) GetResult(w http.ResponseWriter, _ *http.Request, id wire.JobID, _ wire.GetResultParams) {
 	j := f.find(w, id)
 	if j == nil {
 		return
