@@ -132,7 +132,8 @@ func (l *loop) balance() {
 		ram -= a.size() - a.measured
 	}
 	l.totalRAM = l.snap.Host.MemTotal - l.ledger.margin
-	l.freeRAM = ram - l.leaseLeft(resource.HostDevice, max(l.snap.Host.MemTotal-l.snap.Host.MemAvailable-l.hostMeasured, 0))
+	l.hostLeased = l.leaseLeft(resource.HostDevice, max(l.snap.Host.MemTotal-l.snap.Host.MemAvailable-l.hostMeasured, 0))
+	l.freeRAM = ram - l.hostLeased
 	l.closeViews()
 	l.publishBook()
 }

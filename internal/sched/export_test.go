@@ -34,3 +34,6 @@ func (t *Stepper) Blocks() map[string]*jobs.Block { return t.l.blocks }
 
 // Shadow is the reservation in force.
 func (t *Stepper) Shadow() *Shadow { return t.l.shadow }
+
+// Moment is the view of this moment, as a policy would get it.
+func (t *Stepper) Moment() View { return t.l.view(t.l.s.o.Now()) }

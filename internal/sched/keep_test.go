@@ -26,7 +26,8 @@ type keeper struct {
 	ids   []jobs.ID
 	lease []string
 	kept  int
-	wrong string // what a kept plan was not
+	wrong string // what check found first
+	check func() string
 }
 
 // script is what happens to the machine, drawn before it begins.
@@ -39,7 +40,10 @@ type script struct {
 	changes []change
 }
 
-const keptPlugins = 5
+const (
+	keptPlugins = 5
+	keptQuota   = 3 // jobs that run at once
+)
 
 // change is one thing that happens; n and m mean what it makes of them.
 type change struct {
@@ -82,7 +86,7 @@ func onKeeper(t *testing.T, f func(k *keeper)) {
 		c.workers.load, c.workers.exec, c.workers.stopped = c.load, c.exec, c.ended
 		var err error
 		c.Scheduler, err = sched.New(sched.Options{Queue: c.queue, Workers: &placingWorkers{c.workers, c}, Gate: c.gate, Catalog: c.catalog, Journal: c.journal,
-			Policies: []sched.Policy{policy.Reserve(policy.ReserveOptions{}), policy.Queue(0)}, Slots: 6, MaxRunningPerSubmitter: 4})
+			Policies: []sched.Policy{policy.Reserve(policy.ReserveOptions{}), policy.Queue(0)}, Slots: 4, MaxRunningPerSubmitter: keptQuota})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -100,26 +104,35 @@ func onKeeper(t *testing.T, f func(k *keeper)) {
 // passes makes all passes that are due, and one that is not.
 func (k *keeper) passes() {
 	synctest.Wait()
-	for n := 0; (k.step.Due() || !time.Now().Before(k.next)) && n < 50; n++ {
-		k.pass()
+	due := k.step.Due()
+	for n := 0; (due || !time.Now().Before(k.next)) && n < 50; n++ {
+		due = k.pass()
 	}
 	k.pass()
 }
 
-func (k *keeper) pass() {
+// pass makes one, has it examined unless something has changed by then, and
+// reports whether another one is due.
+func (k *keeper) pass() (due bool) {
 	k.next = time.Now().Add(max(k.step.Pass(), time.Millisecond))
 	synctest.Wait()
-	if !k.step.Kept() {
-		return
+	if k.step.Due() {
+		return true
 	}
-	k.kept++
+	if k.step.Kept() {
+		k.kept++
+	}
 	if k.wrong == "" {
-		k.wrong = k.compare()
+		k.wrong = k.check()
 	}
+	return false
 }
 
-// compare decides anew and says what the kept plan is not.
+// compare decides anew where a plan was kept, and says what that is not.
 func (k *keeper) compare() string {
+	if !k.step.Kept() {
+		return ""
+	}
 	fresh := k.step.Afresh()
 	if len(fresh.Start)+len(fresh.Fail)+len(fresh.Evict)+len(fresh.Hold)+len(fresh.Release) > 0 {
 		return fmt.Sprintf("a plan was kept in place of one that does something: %+v", fresh)
@@ -238,6 +251,27 @@ func (k *keeper) reconfigure(c change) {
 	k.catalog.declare(c.at, func(i *plugins.Instance, man *plugins.Manifest) { *i, *man = in, m })
 }
 
+// play has the script happen and says when something was wrong first.
+func (k *keeper) play(s script) string {
+	k.linger = s.linger
+	for i, p := range s.plugins {
+		name := fmt.Sprint("p", i)
+		k.gpu(name, p.resident, p.execute)
+		k.runFor[name] = p.run
+	}
+	k.sample()
+	k.passes()
+	for i, c := range s.changes {
+		if k.change(c); k.wrong == "" {
+			k.passes()
+		}
+		if k.wrong != "" {
+			return fmt.Sprintf("after change %d, %+v: %s", i, c, k.wrong)
+		}
+	}
+	return ""
+}
+
 // A plan that is kept is the plan that would be made: whatever happens to the
 // queue, the workers, the monitor, the catalogue and the clock, nothing that
 // could start waits for it, and nobody is told an old reason.
@@ -246,23 +280,8 @@ func TestKeep_AKeptPlanIsTheOneThatWouldBeMade(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		s, wrong := drawScript(rt), ""
 		onKeeper(t, func(k *keeper) {
-			k.linger = s.linger
-			for i, p := range s.plugins {
-				name := fmt.Sprint("p", i)
-				k.gpu(name, p.resident, p.execute)
-				k.runFor[name] = p.run
-			}
-			k.sample()
-			k.passes()
-			for i, c := range s.changes {
-				if k.change(c); k.wrong == "" {
-					k.passes()
-				}
-				if k.wrong != "" {
-					wrong = fmt.Sprintf("after change %d, %+v: %s", i, c, k.wrong)
-					break
-				}
-			}
+			k.check = k.compare
+			wrong = k.play(s)
 			kept += k.kept
 		})
 		if wrong != "" {
@@ -277,6 +296,7 @@ func TestKeep_AKeptPlanIsTheOneThatWouldBeMade(t *testing.T) {
 // With time everything moves a little: no plan is kept for long.
 func TestKeep_APlanIsMadeAnewAfterASecond(t *testing.T) {
 	onKeeper(t, func(k *keeper) {
+		k.check = k.compare
 		k.gpu("a", 20, 0)
 		k.setForeign(0, 20*gib)
 		k.setForeign(1, 12*gib)

@@ -219,7 +219,7 @@ func (l *loop) leaseStates() []LeaseState {
 // leaseState says how much of a lease is still held by workers.
 func (l *loop) leaseState(x *lease) LeaseState {
 	st := LeaseState{Lease: x.Lease}
-	st.Missing = min(max(-l.freeOn(x.Device), 0), x.Bytes)
+	st.Missing = min(max(l.leaseShort(x.Device), 0), x.Bytes)
 	if st.Missing > 0 {
 		for _, a := range l.workerAccounts() {
 			if a.Device == x.Device && a.Counted() > 0 {

@@ -18,32 +18,39 @@ const causeLease = "evicted for a lease"
 // those used longest ago first and only as many as bring something; where they
 // are not enough the cheapest busy ones are stopped as soon as they are idle, or
 // whoever is idle before them. It runs before the policy decides: nothing slips
-// in between.
-func (l *loop) roomForLeases(now time.Time) {
+// in between. It reports whether anything is another for the policy.
+func (l *loop) roomForLeases(now time.Time) (changed bool) {
 	if len(l.leases) == 0 && !l.barring {
-		return
-	}
-	if !l.fresh {
-		return
+		return false
 	}
 	l.barring = false
 	for _, in := range l.order {
 		in.wasBarred, in.barred, in.drained = in.barred, "", false
 	}
 	for _, dev := range l.leasedDevices() {
-		if short := -l.freeOn(dev); short > 0 {
+		if short := l.leaseShort(dev); short > 0 {
 			l.barring = true
 			l.makeWay(now, dev, short-l.returning(dev))
 		}
 	}
 	for _, in := range l.order { // the lease ended, or got what it needs elsewhere
 		if s := in.stop; s != nil && s.lease && !s.begun && !in.drained && len(s.waiters) == 0 {
-			in.stop, l.basis.moved = nil, true
+			in.stop, changed = nil, true
 		}
-		if in.barred != in.wasBarred {
-			l.basis.moved = true
-		}
+		changed = changed || in.barred != in.wasBarred
 	}
+	l.basis.moved = l.basis.moved || changed
+	return changed
+}
+
+// leaseShort is what the leases on a device lack. What their holders use already
+// is not lacking, even where others then have too little.
+func (l *loop) leaseShort(dev resource.DeviceID) resource.Bytes {
+	left := l.hostLeased
+	if v := l.viewOf(dev); v != nil {
+		left = v.Leased
+	}
+	return min(-l.freeOn(dev), left)
 }
 
 // returning is what workers that are gone still hold of a device.
@@ -64,6 +71,9 @@ func (l *loop) makeWay(now time.Time, dev resource.DeviceID, short resource.Byte
 		in.barred = in.name + " starts nothing new while a lease on " + string(dev) + " waits for memory"
 	}
 	for _, in := range l.cheapestFor(holders, dev, short) {
+		if in.stop == nil && !l.fresh { // nobody is stopped for what was read long ago
+			continue
+		}
 		in.drained = true
 		in.barred = in.name + " makes way for a lease of " + mib(l.leasedOn(dev)) + " on " + string(dev)
 		if in.stop == nil {
@@ -82,7 +92,8 @@ func (l *loop) makeWay(now time.Time, dev resource.DeviceID, short resource.Byte
 func (l *loop) holdersOn(dev resource.DeviceID) []*inst {
 	var out []*inst
 	for _, in := range l.order {
-		if in.live && !in.pinned && in.name != l.monitorInstance && l.onDevice(in, dev) > 0 {
+		sits := dev == resource.HostDevice || slices.Contains(in.devices, dev) || in.use[dev].bytes > 0
+		if in.live && sits && !in.pinned && in.name != l.monitorInstance && l.onDevice(in, dev) > 0 {
 			out = append(out, in)
 		}
 	}

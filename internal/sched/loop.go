@@ -56,7 +56,8 @@ type loop struct {
 	savedAt     time.Time
 	journalled  map[string]bool // instances of which the claims log has rows
 	leases      []*lease
-	barring     bool // a lease is short
+	barring     bool           // a lease is short
+	hostLeased  resource.Bytes // what leases still take off the host's memory
 	leaseEnds   time.Time
 	troubles    map[jobs.ID]*trouble
 	share       map[string]float64
@@ -237,7 +238,11 @@ func (l *loop) decide(now time.Time, read bool) {
 	if l.kept = !l.mustDecide(now, read); l.kept {
 		return
 	}
-	plan := (*l.s.policy.Load()).Decide(l.view(now))
+	view := l.view(now)
+	if l.roomForLeases(now) { // building the view gave room back
+		view = l.view(now)
+	}
+	plan := (*l.s.policy.Load()).Decide(view)
 	l.apply(now, plan)
 	l.decided(now, plan.WakeAt, plan.acts() || l.ledger.changed)
 }
