@@ -25,14 +25,16 @@ type Daemon struct {
 	ReadyAfter time.Duration
 
 	b     *Bench
+	more  []string // further directories with manifests
 	cmd   *exec.Cmd
 	ended chan struct{}
 	err   error // why it ended; read after ended
 	log   string
 }
 
-// Daemon starts cjmd on a new state directory and waits until it is ready.
-func (b *Bench) Daemon(ctx context.Context) (*Daemon, error) {
+// Daemon starts cjmd on a new state directory and waits until it is ready. It
+// also knows the plugins below the directories more.
+func (b *Bench) Daemon(ctx context.Context, more ...string) (*Daemon, error) {
 	dir, err := b.TempDir("daemon")
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a state directory: %w", err)
@@ -47,7 +49,7 @@ func (b *Bench) Daemon(ctx context.Context) (*Daemon, error) {
 			return nil, fmt.Errorf("cannot make an environment: %w", err)
 		}
 	}
-	return b.start(ctx, dir)
+	return b.start(ctx, dir, more)
 }
 
 // Restart ends the daemon politely and starts another one on its directory.
@@ -55,16 +57,16 @@ func (d *Daemon) Restart(ctx context.Context) (*Daemon, error) {
 	if err := d.Stop(); err != nil {
 		return nil, err
 	}
-	return d.b.start(ctx, d.Dir)
+	return d.b.start(ctx, d.Dir, d.more)
 }
 
-func (b *Bench) start(ctx context.Context, dir string) (*Daemon, error) {
+func (b *Bench) start(ctx context.Context, dir string, more []string) (*Daemon, error) {
 	address, err := freeAddress()
 	if err != nil {
 		return nil, err
 	}
 	b.daemons++
-	d := &Daemon{b: b, Dir: dir, Address: address, Socket: filepath.Join(b.dir, "s"+strconv.Itoa(b.daemons)), ended: make(chan struct{}),
+	d := &Daemon{b: b, more: more, Dir: dir, Address: address, Socket: filepath.Join(b.dir, "s"+strconv.Itoa(b.daemons)), ended: make(chan struct{}),
 		log: filepath.Join(b.dir, "daemon"+strconv.Itoa(b.daemons)+".log")}
 	out, err := os.Create(d.log)
 	if err != nil {
@@ -72,7 +74,7 @@ func (b *Bench) start(ctx context.Context, dir string) (*Daemon, error) {
 	}
 	defer func() { _ = out.Close() }()
 	cmd := exec.Command(b.cjmd, "--state-dir="+dir, "--socket="+d.Socket, "--listen="+address,
-		"--plugins="+b.plugins, "--log-format=json")
+		"--plugins="+strings.Join(append([]string{b.plugins}, more...), ","), "--log-format=json")
 	// A fast machine submits more in a row than may be pending by default.
 	cmd.Env = append(withoutDaemonSettings(os.Environ()), "PYTHONDONTWRITEBYTECODE=1", "CJMD_JOBS_MAX_PENDING=10000000")
 	cmd.Dir, cmd.Stdout, cmd.Stderr = b.plugins, out, out // a quiet directory: the working directory is searched for manifests
@@ -180,10 +182,13 @@ func (d *Daemon) tail() string {
 func (d *Daemon) PID() int { return d.cmd.Process.Pid }
 
 // RSS is the daemon's resident memory in MiB, without its workers'.
-func (d *Daemon) RSS() (float64, error) {
-	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.PID()), "status"))
+func (d *Daemon) RSS() (float64, error) { return RSS(d.PID()) }
+
+// RSS is the resident memory of a process in MiB.
+func RSS(pid int) (float64, error) {
+	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
 	if err != nil {
-		return 0, fmt.Errorf("cannot read the daemon's memory: %w", err)
+		return 0, fmt.Errorf("cannot read the memory of %d: %w", pid, err)
 	}
 	for line := range bytes.Lines(text) {
 		if rest, ok := bytes.CutPrefix(line, []byte("VmRSS:")); ok {
@@ -191,7 +196,7 @@ func (d *Daemon) RSS() (float64, error) {
 			return float64(kb) / 1024, err
 		}
 	}
-	return 0, errors.New("cannot read the daemon's memory: no VmRSS")
+	return 0, fmt.Errorf("cannot read the memory of %d: no VmRSS", pid)
 }
 
 // CPU is the processor time that the daemon has used, without its workers'.

@@ -28,5 +28,6 @@ func List() []Row {
 		{"simulate", simulate},
 		{"settle", settle},
 		{"idle", idle},
+		{"older", older},
 	}
 }

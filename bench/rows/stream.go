@@ -94,13 +94,17 @@ func chunksBody(count int, every time.Duration, pad int) []byte {
 
 // streamOne submits and follows in one request; from the first chunk to the end.
 func streamOne(ctx context.Context, d *harness.Daemon, count int) (float64, error) {
+	return streamFrom(ctx, d, "chunks", count)
+}
+
+func streamFrom(ctx context.Context, d *harness.Daemon, plugin string, count int) (float64, error) {
 	c, err := d.Dial(ctx)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { _ = c.Close() }()
 	_ = c.SetDeadline(time.Now().Add(time.Minute))
-	events, err := c.Stream(harness.Request("POST", "/v1/plugins/chunks/execute_stream", "", chunksBody(count, 0, 0)))
+	events, err := c.Stream(harness.Request("POST", "/v1/plugins/"+plugin+"/execute_stream", "", chunksBody(count, 0, 0)))
 	if err != nil {
 		return 0, err
 	}
