@@ -23,8 +23,9 @@ const argsHelp = `Arguments of the job:
   --args JSON, --kwargs JSON
                 all positional or all keyword arguments at once; @file reads a
                 file, - reads standard input. key=… adds to --kwargs.
-The file itself is not sent: the plugin opens the path. A text that begins
-with @ is written as JSON (:='"@text"').`
+The file itself is not sent: the plugin opens the path. --file [key=]path sends
+it and gives the plugin the path of what arrived. A text that begins with @ is
+written as JSON (:='"@text"').`
 
 // jobArgs is what a job is called with.
 type jobArgs struct {

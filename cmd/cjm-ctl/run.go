@@ -19,6 +19,7 @@ const runHelp = `Submits a job, follows it to its end and prints what it returns
 
   cjm-ctl run textstats text='to be or not to be'
   cjm-ctl run speech audio=@talk.wav --stream
+  cjm-ctl run speech --file audio=talk.wav      (sends the file)
 
 Chunks of a streaming job are printed as they come, else the result at the
 end; progress and everything else goes to stderr. Ctrl-C cancels the job, a
@@ -40,11 +41,11 @@ func newRun(a *app) *cobra.Command {
 		Short: "Submit a job, follow it and print what it returns", Long: runHelp,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.doQuiet(func(ctx context.Context, c *client.API, args []string) error {
-				req, err := f.submit.request(a, args[0], args[1:])
+				req, files, err := f.submit.request(a, args[0], args[1:])
 				if err != nil {
 					return err
 				}
-				return a.run(ctx, c, req, f)
+				return a.run(ctx, c, req, files, f)
 			})(cmd.Context(), args)
 		},
 	}
@@ -57,7 +58,7 @@ func newRun(a *app) *cobra.Command {
 var errDetached = fmt.Errorf("%w: left to itself", errInterrupted)
 
 // run submits and follows. Ctrl-C is handled here, so that it can cancel the job.
-func (a *app) run(ctx context.Context, c *client.API, req wire.JobRequest, f runFlags) error {
+func (a *app) run(ctx context.Context, c *client.API, req wire.JobRequest, files []upload, f runFlags) error {
 	ctx, detach := context.WithCancelCause(ctx)
 	r := &follower{a: a, c: c, flags: f, detach: detach, screen: newLive(a, view{title: req.Plugin, phase: "submitting", fraction: -1, started: a.now()})}
 
@@ -70,7 +71,7 @@ func (a *app) run(ctx context.Context, c *client.API, req wire.JobRequest, f run
 	defer detach(nil)
 	defer r.screen.close()
 
-	job, err := f.submit.send(ctx, c, req, "")
+	job, err := f.submit.send(ctx, c, req, "", files)
 	if err != nil {
 		return r.cause(ctx, err)
 	}

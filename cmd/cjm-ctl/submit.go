@@ -28,12 +28,16 @@ type submitFlags struct {
 	labels, after               []string
 	timeout, queueTimeout       time.Duration
 	cancelGrace, interruptGrace time.Duration
-	id, key                     string
+	id, key, task, method       string
+	files                       []string
 }
 
 func (s *submitFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&s.args, "args", "", "positional arguments: a JSON array, @file or -")
 	f.StringVar(&s.kwargs, "kwargs", "", "keyword arguments: a JSON object, @file or -")
+	f.StringArrayVar(&s.files, "file", nil, "send a file along, [key=]path: the argument becomes its path on the daemon's machine; may be repeated")
+	f.StringVar(&s.task, "task", "", "call this task of the plugin in place of its execute")
+	f.StringVar(&s.method, "method", "", "call this method of the task, or of the plugin")
 	f.BoolVar(&s.stream, "stream", false, "let the plugin stream its result in chunks")
 	f.IntVarP(&s.priority, "priority", "p", 0, "higher is more urgent")
 	f.StringArrayVarP(&s.labels, "label", "l", nil, "label, key=value; may be repeated")
@@ -50,9 +54,36 @@ func (s *submitFlags) register(f *pflag.FlagSet) {
 }
 
 // request makes the body from the flags and the words after the plugin's name.
-func (s *submitFlags) request(a *app, plugin string, words []string) (wire.JobRequest, error) {
+func (s *submitFlags) request(a *app, plugin string, words []string) (wire.JobRequest, []upload, error) {
+	req, err := s.plain(plugin)
+	if err != nil {
+		return req, nil, err
+	}
+	dir, err := workdir()
+	if err != nil {
+		return req, nil, err
+	}
+	parsed, err := argSource{stdin: a.stdin, dir: dir}.parse(words, s.args, s.kwargs)
+	if err != nil {
+		return req, nil, err
+	}
+	files, err := s.uploads(&parsed)
+	if err != nil {
+		return req, nil, err
+	}
+	if req.Args, err = json.Marshal(parsed.Args); err != nil {
+		return req, nil, fmt.Errorf("cannot write the arguments: %w", err)
+	}
+	if req.Kwargs, err = json.Marshal(parsed.Kwargs); err != nil {
+		return req, nil, fmt.Errorf("cannot write the arguments: %w", err)
+	}
+	return req, files, nil
+}
+
+// plain is the body without arguments.
+func (s *submitFlags) plain(plugin string) (wire.JobRequest, error) {
 	req := wire.JobRequest{
-		Plugin: plugin, Stream: s.stream, Priority: s.priority, MaxAttempts: s.maxAttempts,
+		Plugin: plugin, Task: s.task, Method: s.method, Stream: s.stream, Priority: s.priority, MaxAttempts: s.maxAttempts,
 		Hold: s.hold, DependsOn: s.after,
 	}
 	if s.id != "" && s.key != "" {
@@ -88,20 +119,6 @@ func (s *submitFlags) request(a *app, plugin string, words []string) (wire.JobRe
 		}
 		req.Labels[key] = value
 	}
-	dir, err := workdir()
-	if err != nil {
-		return req, err
-	}
-	parsed, err := argSource{stdin: a.stdin, dir: dir}.parse(words, s.args, s.kwargs)
-	if err != nil {
-		return req, err
-	}
-	if req.Args, err = json.Marshal(parsed.Args); err != nil {
-		return req, fmt.Errorf("cannot write the arguments: %w", err)
-	}
-	if req.Kwargs, err = json.Marshal(parsed.Kwargs); err != nil {
-		return req, fmt.Errorf("cannot write the arguments: %w", err)
-	}
 	return req, nil
 }
 
@@ -117,7 +134,10 @@ func duration(flag string, d time.Duration) (wire.Duration, error) {
 }
 
 // send submits the job; wait "" does not wait.
-func (s *submitFlags) send(ctx context.Context, c *client.API, req wire.JobRequest, wait wire.Duration) (reply[wire.Job], error) {
+func (s *submitFlags) send(ctx context.Context, c *client.API, req wire.JobRequest, wait wire.Duration, files []upload) (reply[wire.Job], error) {
+	if len(files) > 0 {
+		return s.sendWith(ctx, c, req, wait, files)
+	}
 	if s.id != "" {
 		return read[wire.Job](c.PutJob(ctx, s.id, &wire.PutJobParams{Wait: optional(wait)}, req))
 	}
@@ -151,7 +171,7 @@ func newSubmit(a *app) *cobra.Command {
 			if batch != "" {
 				return a.submitBatch(ctx, c, batch)
 			}
-			req, err := s.request(a, args[0], args[1:])
+			req, files, err := s.request(a, args[0], args[1:])
 			if err != nil {
 				return err
 			}
@@ -159,7 +179,7 @@ func newSubmit(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			job, err := s.send(ctx, c, req, hold)
+			job, err := s.send(ctx, c, req, hold, files)
 			if err != nil {
 				return err
 			}

@@ -10,7 +10,7 @@ class Tryout:
         self.stop = False
 
     def execute(self, *args, **kw):
-        """fail=…: raise it; until=PATH: run until the file exists; env=NAME: tell it."""
+        """fail=…: raise it; until=PATH: run until the file exists; read=PATH, write=TEXT: files of the job."""
         self.stop = False
         print("execute", sorted(kw))
         if "fail" in kw:
@@ -23,6 +23,14 @@ class Tryout:
                 if self.stop:
                     return "stopped"
                 time.sleep(0.005)
+        if "read" in kw:
+            with open(kw["read"], encoding="utf-8") as f:
+                kw["read"] = f.read()
+        if "write" in kw:
+            path = os.path.join(os.environ["CJM_JOB_DIR"], "out.txt")
+            with open(path, "w", encoding="utf-8") as f:
+                f.write(kw["write"])
+            return {"path": path}
         return {"args": list(args), "kwargs": kw, "greeting": self.config.get("greeting")}
 
     def execute_stream(self, *args, **kw):
