@@ -65,6 +65,7 @@ type daemonParts struct {
 	queue      *jobs.Queue
 	recovered  jobs.Recovered
 	catalog    *plugins.Catalog
+	secrets    *plugins.Secrets
 	host       *tree.Host
 	supervisor *supervisor.Supervisor
 	gate       *monitors.Gate
@@ -223,6 +224,7 @@ func (d *daemonParts) pluginPaths(cfg *config.Config) []string {
 }
 
 func (d *daemonParts) openPlugins(ctx context.Context) (err error) {
+	d.secrets = plugins.NewSecrets(d.cfg.SecretsDir())
 	d.catalog, err = plugins.New(plugins.Options{
 		Paths:   d.pluginPaths(d.cfg),
 		EnvsDir: d.cfg.EnvsDir(),
@@ -265,7 +267,7 @@ func (d *daemonParts) openWorkers(ctx context.Context, reg prometheus.Registerer
 	d.supervisor, err = supervisor.New(supervisor.Options{
 		Catalog: &specs{
 			cfg: d.cfg, plugins: d.catalog, runtime: runtime, environ: d.env,
-			secrets: plugins.NewSecrets(d.cfg.SecretsDir()),
+			secrets: d.secrets,
 			machine: func() resource.Snapshot { // the gate is there before the first start
 				snap, _ := d.gate.Latest()
 				return snap
@@ -340,6 +342,7 @@ func (d *daemonParts) openAPI(gatherer prometheus.Gatherer) error {
 		Lifecycle: d.scheduler,
 		Ledger:    d.scheduler,
 		Plugins:   d.catalog,
+		Secrets:   d.secrets,
 		Workers:   d.supervisor,
 		Machine:   machine{d.gate, d.catalog},
 		Feed:      d.hub,

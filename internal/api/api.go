@@ -27,6 +27,7 @@ type Options struct {
 	Lifecycle Lifecycle
 	Ledger    Ledger
 	Plugins   Plugins
+	Secrets   Secrets
 	Workers   Workers
 	Machine   Machine
 	Feed      Feed
@@ -93,7 +94,7 @@ type server struct {
 
 // NewHandler returns the whole API as one handler. It starts nothing.
 func NewHandler(o Options) (http.Handler, error) {
-	if o.Jobs == nil || o.Lifecycle == nil || o.Ledger == nil || o.Plugins == nil || o.Workers == nil || o.Machine == nil || o.Feed == nil || o.Tokens == nil || o.Log == nil {
+	if o.Jobs == nil || o.Lifecycle == nil || o.Ledger == nil || o.Plugins == nil || o.Secrets == nil || o.Workers == nil || o.Machine == nil || o.Feed == nil || o.Tokens == nil || o.Log == nil {
 		return nil, errors.New("cannot build the API: something it needs was not given")
 	}
 	o = withDefaults(o)

@@ -19,6 +19,7 @@ import (
 	"github.com/cjmd/cjmd/internal/events"
 	"github.com/cjmd/cjmd/internal/jobs"
 	"github.com/cjmd/cjmd/internal/jobs/joblog"
+	"github.com/cjmd/cjmd/internal/plugins"
 )
 
 // instantJobs answers at once, so that what is measured is the API.
@@ -66,7 +67,7 @@ func benchHandler(b *testing.B, chunks uint64) http.Handler {
 	}
 	hub := events.NewHub(events.Options{})
 	f := &fixture{plugins: newFakePlugins()}
-	h, err := NewHandler(Options{Jobs: instantJobs{log: &endlessLog{left: chunks}}, Lifecycle: &fakeLifecycle{f: f}, Plugins: f.plugins, Workers: &fakeWorkers{},
+	h, err := NewHandler(Options{Jobs: instantJobs{log: &endlessLog{left: chunks}}, Lifecycle: &fakeLifecycle{f: f}, Ledger: &fakeLedger{}, Plugins: f.plugins, Secrets: plugins.NewSecrets(b.TempDir()), Workers: &fakeWorkers{},
 		Machine: newFakeMachine(), Feed: hub, Tokens: tokens, Log: zap.NewNop(), Access: AccessOptions{AdminUIDs: []uint32{uint32(os.Getuid())}}})
 	if err != nil {
 		b.Fatal(err)

@@ -78,6 +78,13 @@ type Plugins interface {
 	DeleteInstance(ctx context.Context, id string) error
 }
 
+// Secrets keeps the secrets of plugins; nothing reads a value back.
+type Secrets interface {
+	Set(plugin, name, value string) error
+	Delete(plugin, name string) error
+	Names(plugin string) ([]string, error)
+}
+
 // PrivateCall begins the id of a call that is no job: the daemon's own questions
 // to a plugin. No job id can begin so.
 const PrivateCall = "~"

@@ -85,7 +85,7 @@ func setup(t testing.TB, edit ...func(*Options)) *fixture {
 		admin: strings.TrimSpace(string(secret)), done: cancel, limits: DefaultLimits(), check: newValidator(t)}
 	f.life = &fakeLifecycle{f: f}
 	f.ledger = &fakeLedger{leases: map[string]sched.LeaseState{}}
-	f.opts = Options{Jobs: NewJobs(q), Lifecycle: f.life, Ledger: f.ledger, Plugins: f.plugins, Workers: f.workers, Machine: f.machine, Feed: hub, Tokens: tokens,
+	f.opts = Options{Jobs: NewJobs(q), Lifecycle: f.life, Ledger: f.ledger, Plugins: f.plugins, Secrets: plugins.NewSecrets(filepath.Join(dir, "secrets")), Workers: f.workers, Machine: f.machine, Feed: hub, Tokens: tokens,
 		Access: AccessOptions{AdminUIDs: []uint32{uint32(os.Getuid())}}, Log: zap.NewNop(), StreamsDone: done,
 		Limits: func() Limits { return f.limits }, Heartbeat: time.Hour, WriteTimeout: 5 * time.Second, Version: VersionInfo{Version: "test"}}
 	for _, e := range edit {
@@ -281,7 +281,7 @@ func newFakePlugins() *fakePlugins {
 
 func (p *fakePlugins) add(name, category string, enabled bool) {
 	m := plugins.Manifest{Format: "v3", Name: name, Version: "1.2.3", Category: category, Path: "/p/" + name + ".json", Raw: json.RawMessage(`{"name":"` + name + `"}`),
-		Schema: json.RawMessage(`{"type":"object","properties":{"mode":{"enum":["a","b"]}}}`), Timeouts: plugins.Timeouts{Run: time.Hour}}
+		PythonPath: "/bin/sh", Schema: json.RawMessage(`{"type":"object","properties":{"mode":{"enum":["a","b"]}}}`), Timeouts: plugins.Timeouts{Run: time.Hour}}
 	p.manifests[name] = m
 	p.list = append(p.list, plugins.Plugin{Name: name, Manifest: &m, Path: m.Path, FoundAt: time.Now()})
 	p.instances[name] = plugins.Instance{ID: name, Plugin: name, Enabled: enabled, Config: json.RawMessage(`{"mode":"a"}`)}

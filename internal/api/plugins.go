@@ -53,6 +53,7 @@ func (s *server) view(p plugins.Plugin, instances []plugins.Instance) wire.Plugi
 	if p.Shadowed != "" || p.Err != nil {
 		return out // nothing runs from this one
 	}
+	out.Findings = s.findings(p.Name)
 	for _, inst := range instances {
 		if inst.Plugin != p.Name {
 			continue

@@ -75,6 +75,8 @@ const (
 	codeWorkerNotFound = "worker_not_found"
 	codeTokenNotFound  = "token_not_found"
 	codeLeaseNotFound  = "lease_not_found"
+	codeSecretNotFound = "secret_not_found"
+	codeSecretName     = "secret_name"
 	codeNoResult       = "no_result"
 	codeFileNotFound   = "file_not_found"
 	codeFileName       = "file_name"
@@ -150,6 +152,8 @@ var problemKinds = map[string]problemKind{
 	codeWorkerNotFound: {404, "There is no such worker.", "GET /v1/workers lists them."},
 	codeTokenNotFound:  {404, "There is no such token.", "GET /v1/tokens lists them."},
 	codeLeaseNotFound:  {404, "There is no such lease.", "GET /v1/leases lists them; those that are over are gone."},
+	codeSecretNotFound: {404, "The plugin has no such secret.", "GET /v1/plugins/NAME/secrets lists them."},
+	codeSecretName:     {422, "The name cannot be a secret's.", "Use the name of an environment variable: A-Z, 0-9 and _."},
 	codeNoResult:       {404, "The job has no result.", "Look at the job's error or its stream."},
 	codeFileNotFound:   {404, "The job has no such file.", "GET /v1/jobs/ID/files lists what it has."},
 	codeFileName:       {422, "The name cannot be a file's.", "Use a relative path without .., links and control characters."},

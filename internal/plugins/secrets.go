@@ -34,14 +34,24 @@ func (e *MissingSecretError) Error() string {
 		e.Plugin, strings.Join(e.Names, ", "), e.Plugin, e.Names[0])
 }
 
+// SecretNameError says that a secret cannot have this name.
+type SecretNameError struct {
+	Name   string
+	Reason string
+}
+
+func (e *SecretNameError) Error() string {
+	return fmt.Sprintf("cannot store secret %q: the name %s", e.Name, e.Reason)
+}
+
 // NewSecrets uses dir, which is made with the first secret.
 func NewSecrets(dir string) *Secrets { return &Secrets{dir: dir} }
 
-// Set stores one secret durably, replacing an older value.
+// Set stores one secret durably, replacing an older value. *SecretNameError.
 func (s *Secrets) Set(plugin, name, value string) error {
 	f := &fields{problems: &[]ManifestProblem{}}
 	if !f.envName("", name) {
-		return fmt.Errorf("cannot store secret %q: the name %s", name, (*f.problems)[0].Message)
+		return &SecretNameError{name, (*f.problems)[0].Message}
 	}
 	if value == "" || strings.ContainsRune(value, 0) {
 		return fmt.Errorf("cannot store secret %q: its value is empty or holds a NUL character", name)

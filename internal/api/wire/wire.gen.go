@@ -709,6 +709,19 @@ type FieldError struct {
 	Suggestion string `json:"suggestion,omitempty,omitzero"`
 }
 
+// Finding defines model for Finding.
+type Finding struct {
+	// Blocks No worker is started until it is mended.
+	Blocks bool `json:"blocks"`
+
+	// Code interpreter_missing, environment_incomplete, python_changed, packages_changed, schema_changed, source_changed or source_missing; more may come.
+	Code    string `json:"code"`
+	Message string `json:"message"`
+
+	// Next What mends it.
+	Next string `json:"next"`
+}
+
 // Health defines model for Health.
 type Health struct {
 	Reasons []string     `json:"reasons,omitempty,omitzero"`
@@ -1299,6 +1312,9 @@ type Plugin struct {
 	// Error Why it cannot be used.
 	Error string `json:"error,omitempty,omitzero"`
 
+	// Findings How the plugin is not as it was when it was installed; absent when it is.
+	Findings []Finding `json:"findings,omitempty,omitzero"`
+
 	// Format Format of the manifest.
 	Format    string    `json:"format,omitempty,omitzero"`
 	FoundAt   time.Time `json:"found_at,omitempty,omitzero"`
@@ -1495,6 +1511,26 @@ type Scheduler struct {
 // SchedulerRequest defines model for SchedulerRequest.
 type SchedulerRequest struct {
 	Policy string `json:"policy"`
+}
+
+// SecretList defines model for SecretList.
+type SecretList struct {
+	Plugin  string        `json:"plugin"`
+	Secrets []SecretState `json:"secrets"`
+}
+
+// SecretRequest defines model for SecretRequest.
+type SecretRequest struct {
+	Value string `json:"value"`
+}
+
+// SecretState defines model for SecretState.
+type SecretState struct {
+	Name string `json:"name"`
+
+	// Required The plugin does not start without it.
+	Required bool `json:"required"`
+	Set      bool `json:"set"`
 }
 
 // Shadow The reservation of the first job that cannot start. Others may start only beside it, or when they are predicted to end
@@ -2044,6 +2080,9 @@ type CreateInstanceJSONRequestBody = InstanceRequest
 // PatchInstanceJSONRequestBody defines body for PatchInstance for application/json ContentType.
 type PatchInstanceJSONRequestBody = InstancePatch
 
+// PutSecretJSONRequestBody defines body for PutSecret for application/json ContentType.
+type PutSecretJSONRequestBody = SecretRequest
+
 // PlanJobJSONRequestBody defines body for PlanJob for application/json ContentType.
 type PlanJobJSONRequestBody = PlanRequest
 
@@ -2374,6 +2413,15 @@ type ServerInterface interface {
 	// ReloadPlugin Stop the worker and start it from the manifest on disk
 	// (POST /v1/plugins/{name}/reload)
 	ReloadPlugin(w http.ResponseWriter, r *http.Request, name PluginName)
+	// ListSecrets Which secrets a plugin wants and has, never their values
+	// (GET /v1/plugins/{name}/secrets)
+	ListSecrets(w http.ResponseWriter, r *http.Request, name PluginName)
+	// DeleteSecret Forget a secret
+	// (DELETE /v1/plugins/{name}/secrets/{secret})
+	DeleteSecret(w http.ResponseWriter, r *http.Request, name PluginName, secret string)
+	// PutSecret Give a plugin a secret
+	// (PUT /v1/plugins/{name}/secrets/{secret})
+	PutSecret(w http.ResponseWriter, r *http.Request, name PluginName, secret string)
 	// GetPluginStats What the worker says about itself
 	// (GET /v1/plugins/{name}/stats)
 	GetPluginStats(w http.ResponseWriter, r *http.Request, name PluginName)
@@ -2779,6 +2827,24 @@ func (_ Unimplemented) ReleasePlugin(w http.ResponseWriter, r *http.Request, nam
 // ReloadPlugin Stop the worker and start it from the manifest on disk
 // (POST /v1/plugins/{name}/reload)
 func (_ Unimplemented) ReloadPlugin(w http.ResponseWriter, r *http.Request, name PluginName) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// ListSecrets Which secrets a plugin wants and has, never their values
+// (GET /v1/plugins/{name}/secrets)
+func (_ Unimplemented) ListSecrets(w http.ResponseWriter, r *http.Request, name PluginName) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// DeleteSecret Forget a secret
+// (DELETE /v1/plugins/{name}/secrets/{secret})
+func (_ Unimplemented) DeleteSecret(w http.ResponseWriter, r *http.Request, name PluginName, secret string) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// PutSecret Give a plugin a secret
+// (PUT /v1/plugins/{name}/secrets/{secret})
+func (_ Unimplemented) PutSecret(w http.ResponseWriter, r *http.Request, name PluginName, secret string) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -4966,6 +5032,102 @@ func (siw *ServerInterfaceWrapper) ReloadPlugin(w http.ResponseWriter, r *http.R
 	handler.ServeHTTP(w, r)
 }
 
+// ListSecrets operation middleware
+func (siw *ServerInterfaceWrapper) ListSecrets(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name PluginName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", chi.URLParam(r, "name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListSecrets(w, r, name)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// DeleteSecret operation middleware
+func (siw *ServerInterfaceWrapper) DeleteSecret(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name PluginName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", chi.URLParam(r, "name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "secret" -------------
+	var secret string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "secret", chi.URLParam(r, "secret"), &secret, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "secret", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DeleteSecret(w, r, name, secret)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// PutSecret operation middleware
+func (siw *ServerInterfaceWrapper) PutSecret(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name PluginName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", chi.URLParam(r, "name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "secret" -------------
+	var secret string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "secret", chi.URLParam(r, "secret"), &secret, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "secret", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.PutSecret(w, r, name, secret)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetPluginStats operation middleware
 func (siw *ServerInterfaceWrapper) GetPluginStats(w http.ResponseWriter, r *http.Request) {
 
@@ -5578,6 +5740,15 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/plugins/{name}", wrapper.GetPlugin)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/plugins/{name}/secrets", wrapper.ListSecrets)
+	})
+	r.Group(func(r chi.Router) {
+		r.Delete(options.BaseURL+"/v1/plugins/{name}/secrets/{secret}", wrapper.DeleteSecret)
+	})
+	r.Group(func(r chi.Router) {
+		r.Put(options.BaseURL+"/v1/plugins/{name}/secrets/{secret}", wrapper.PutSecret)
 	})
 	r.Group(func(r chi.Router) {
 		r.Post(options.BaseURL+"/v1/plugins/{name}/load", wrapper.LoadPlugin)
@@ -8689,6 +8860,120 @@ func (response ReloadPlugindefaultApplicationProblemPlusJSONResponse) VisitReloa
 	return err
 }
 
+type ListSecretsRequestObject struct {
+	Name PluginName `json:"name"`
+}
+
+type ListSecretsResponseObject interface {
+	VisitListSecretsResponse(w http.ResponseWriter) error
+}
+
+type ListSecrets200JSONResponse SecretList
+
+func (response ListSecrets200JSONResponse) VisitListSecretsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSecretsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response ListSecretsdefaultApplicationProblemPlusJSONResponse) VisitListSecretsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteSecretRequestObject struct {
+	Name   PluginName `json:"name"`
+	Secret string     `json:"secret"`
+}
+
+type DeleteSecretResponseObject interface {
+	VisitDeleteSecretResponse(w http.ResponseWriter) error
+}
+
+type DeleteSecret204Response struct {
+}
+
+func (response DeleteSecret204Response) VisitDeleteSecretResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteSecretdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response DeleteSecretdefaultApplicationProblemPlusJSONResponse) VisitDeleteSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutSecretRequestObject struct {
+	Name   PluginName `json:"name"`
+	Secret string     `json:"secret"`
+	Body   *PutSecretJSONRequestBody
+}
+
+type PutSecretResponseObject interface {
+	VisitPutSecretResponse(w http.ResponseWriter) error
+}
+
+type PutSecret204Response struct {
+}
+
+func (response PutSecret204Response) VisitPutSecretResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type PutSecretdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response PutSecretdefaultApplicationProblemPlusJSONResponse) VisitPutSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetPluginStatsRequestObject struct {
 	Name PluginName `json:"name"`
 }
@@ -9592,6 +9877,15 @@ type StrictServerInterface interface {
 	// ReloadPlugin Stop the worker and start it from the manifest on disk
 	// (POST /v1/plugins/{name}/reload)
 	ReloadPlugin(ctx context.Context, request ReloadPluginRequestObject) (ReloadPluginResponseObject, error)
+	// ListSecrets Which secrets a plugin wants and has, never their values
+	// (GET /v1/plugins/{name}/secrets)
+	ListSecrets(ctx context.Context, request ListSecretsRequestObject) (ListSecretsResponseObject, error)
+	// DeleteSecret Forget a secret
+	// (DELETE /v1/plugins/{name}/secrets/{secret})
+	DeleteSecret(ctx context.Context, request DeleteSecretRequestObject) (DeleteSecretResponseObject, error)
+	// PutSecret Give a plugin a secret
+	// (PUT /v1/plugins/{name}/secrets/{secret})
+	PutSecret(ctx context.Context, request PutSecretRequestObject) (PutSecretResponseObject, error)
 	// GetPluginStats What the worker says about itself
 	// (GET /v1/plugins/{name}/stats)
 	GetPluginStats(ctx context.Context, request GetPluginStatsRequestObject) (GetPluginStatsResponseObject, error)
@@ -11287,6 +11581,93 @@ func (sh *strictHandler) ReloadPlugin(w http.ResponseWriter, r *http.Request, na
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(ReloadPluginResponseObject); ok {
 		if err := validResponse.VisitReloadPluginResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListSecrets operation middleware
+func (sh *strictHandler) ListSecrets(w http.ResponseWriter, r *http.Request, name PluginName) {
+	var request ListSecretsRequestObject
+
+	request.Name = name
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ListSecrets(ctx, request.(ListSecretsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListSecrets")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ListSecretsResponseObject); ok {
+		if err := validResponse.VisitListSecretsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// DeleteSecret operation middleware
+func (sh *strictHandler) DeleteSecret(w http.ResponseWriter, r *http.Request, name PluginName, secret string) {
+	var request DeleteSecretRequestObject
+
+	request.Name = name
+	request.Secret = secret
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteSecret(ctx, request.(DeleteSecretRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteSecret")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(DeleteSecretResponseObject); ok {
+		if err := validResponse.VisitDeleteSecretResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// PutSecret operation middleware
+func (sh *strictHandler) PutSecret(w http.ResponseWriter, r *http.Request, name PluginName, secret string) {
+	var request PutSecretRequestObject
+
+	request.Name = name
+	request.Secret = secret
+
+	var body PutSecretJSONRequestBody
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.PutSecret(ctx, request.(PutSecretRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PutSecret")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(PutSecretResponseObject); ok {
+		if err := validResponse.VisitPutSecretResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
