@@ -91,6 +91,7 @@ func (l *loop) rises(now time.Time, in *inst) {
 // alone, until a reading shows what the worker still uses: some give nothing back.
 func (l *loop) linger(now time.Time, r *run) {
 	in := r.in
+	l.bequeath(now, r)
 	if in.live && !r.lost && r.reached {
 		for i := range l.ledger.claims {
 			c := l.ledger.claims[i]
@@ -106,6 +107,42 @@ func (l *loop) linger(now time.Time, r *run) {
 		}
 	}
 	l.ledger.release(string(r.id))
+}
+
+// bequeath leaves to another run of the worker what the ended one had set aside
+// for more than itself: the author's word, say, which is about all of them.
+func (l *loop) bequeath(now time.Time, r *run) {
+	var heir *run
+	for _, o := range l.runs {
+		if o.in == r.in && (heir == nil || o.id < heir.id) {
+			heir = o
+		}
+	}
+	if heir == nil {
+		return
+	}
+	_, all := l.claimedBy(r.in)
+	lost := resource.Bytes(0)
+	for i := range l.ledger.claims {
+		if c := &l.ledger.claims[i]; c.Owner == string(r.id) && c.Device != resource.HostDevice {
+			lost = max(lost, c.Bytes)
+		}
+	}
+	keep := min(l.wholeOf(r.in, r.in.running)-(all-lost), lost)
+	if keep <= 0 {
+		return
+	}
+	heir.need.ExecuteVRAM += keep
+	for _, dev := range r.in.devices {
+		c := Claim{Owner: string(heir.id), Kind: KindExecute, Instance: r.in.name, Device: dev, Bytes: keep, Phase: PhaseExecuting}
+		if at := l.ledger.find(c.Owner, c.Kind, dev); at >= 0 {
+			c.Bytes += l.ledger.claims[at].Bytes
+		}
+		l.ledger.take(now, []Claim{c})
+		if at := l.ledger.find(string(r.id), KindExecute, dev); at >= 0 {
+			l.ledger.claims[at].Bytes = max(l.ledger.claims[at].Bytes-keep, 0)
+		}
+	}
 }
 
 // useLingering gives a new run what an ended one of its worker had set aside.

@@ -322,16 +322,25 @@ func (in *inst) active() bool {
 }
 
 // refer notes the reading as the one that the end of in's worker is measured by,
-// where its memory was seen in it.
+// where its memory was seen in it. Not while somebody's memory is in no list any
+// more and perhaps not back: it may be counted without being there.
 func (l *loop) refer(in *inst) {
 	for dev, u := range in.use {
 		p := l.pools[dev]
 		if u.missed > 0 || u.source == learn.SourceDelta || p == nil || !p.seen {
 			continue
 		}
+		if _, ok := in.refs[dev]; ok && l.limboOn(dev) {
+			continue
+		}
 		if in.refs == nil {
 			in.refs = make(map[resource.DeviceID]reference)
 		}
-		in.refs[dev] = reference{rest: l.unexplained(p), bytes: u.read()}
+		in.refs[dev] = reference{rest: max(l.unexplained(p), 0), bytes: u.read()}
 	}
+}
+
+// limboOn reports whether a worker of ours has left the list of a device.
+func (l *loop) limboOn(dev resource.DeviceID) bool {
+	return slices.ContainsFunc(l.order, func(in *inst) bool { return in.live && in.use[dev].missed > 0 })
 }

@@ -55,34 +55,21 @@ func (l *loop) appetiteOf(in *inst, e learn.Estimate) (a appetite, source string
 // need says what one worker of the instance takes, and its next job. Trust grows
 // from what the manifest says over what was learned to what the resident worker
 // was seen to use.
-func (l *loop) need(in *inst) Need { n, _ := l.needs(in); return n }
+func (l *loop) need(in *inst) Need { n, _ := l.needs(in, 1); return n }
 
-// needs is need; even reports whether every free slot would take as much.
+// needs is need, and how many of free slots it is good for: 1 when the job after
+// the next would take another amount, 0 when its devices have no room for another
+// job beside those that run, ever: it waits for one of them, not for memory.
 //
 // Invariant: the claims of a worker and its jobs are no less than what it is known
 // to take with so many of them. What its claims cover already (a generous resident
 // claim, a job that brought more than its part) its next job need not bring.
-func (l *loop) needs(in *inst) (n Need, even bool) {
-	d := in.demand
-	n = Need{GPU: d.RequiresGPU, ResidentRAM: d.MinRAM, Known: true, Source: SourceManifest}
-	p, learned := l.profileOf(in)
-	var e learn.Estimate
-	if learned {
-		e = p.Estimate()
-	}
-	if e.KnownRAM || p.ResidentRAM.OOMs+p.ExecuteRAM.OOMs > 0 {
-		n.ResidentRAM, n.ExecuteRAM = e.ResidentRAM, e.ExecuteRAM
-		if p.ExecuteRAM.Samples < learn.TrustedAfter { // the author's word still counts
-			n.ExecuteRAM = max(n.ExecuteRAM, d.MinRAM-n.ResidentRAM)
-		}
-	}
+func (l *loop) needs(in *inst, free int) (Need, int) {
+	n, e := l.needOfHost(in)
 	if !n.GPU {
-		if e.KnownRAM {
-			n.Source = SourceProfile
-		}
-		return n, true
+		return n, free
 	}
-	n.Devices = max(d.Devices, 1)
+	n.Devices = max(in.demand.Devices, 1)
 	var a appetite
 	a, n.Source, n.Known = l.appetiteOf(in, e)
 	claimed, jobs := a.load, 0
@@ -95,11 +82,66 @@ func (l *loop) needs(in *inst) (n Need, even bool) {
 		}
 	}
 	if !n.Known {
-		return n, true
+		return n, free
 	}
-	n.ExecuteVRAM = max(a.whole(jobs+1)-claimed, 0)
-	next := max(a.whole(jobs+2)-claimed-n.ExecuteVRAM, 0)
-	return n, next == n.ExecuteVRAM
+	whole := a.whole(jobs + 1)
+	if room := l.roomOf(in); in.live && e.Known && room >= 0 && whole > max(room, in.demand.MinVRAM) {
+		if jobs > 0 {
+			return n, 0
+		}
+		whole = max(room, in.demand.MinVRAM)
+	}
+	n.ExecuteVRAM = max(whole-claimed, 0)
+	if max(a.whole(jobs+2)-claimed-n.ExecuteVRAM, 0) != n.ExecuteVRAM {
+		free = min(free, 1)
+	}
+	return n, free
+}
+
+// wholeOf is what in's worker is known to take with n jobs; 0 where nobody knows.
+func (l *loop) wholeOf(in *inst, n int) resource.Bytes {
+	_, e := l.needOfHost(in)
+	a, _, known := l.appetiteOf(in, e)
+	if !known || !in.demand.RequiresGPU {
+		return 0
+	}
+	return a.whole(n)
+}
+
+// needOfHost is the part of need that is host memory, and what was learned.
+func (l *loop) needOfHost(in *inst) (n Need, e learn.Estimate) {
+	d := in.demand
+	n = Need{GPU: d.RequiresGPU, ResidentRAM: d.MinRAM, Known: true, Source: SourceManifest}
+	p, learned := l.profileOf(in)
+	if learned {
+		e = p.Estimate()
+	}
+	if e.KnownRAM || p.ResidentRAM.OOMs+p.ExecuteRAM.OOMs > 0 {
+		n.ResidentRAM, n.ExecuteRAM = e.ResidentRAM, e.ExecuteRAM
+		if p.ExecuteRAM.Samples < learn.TrustedAfter { // the author's word still counts
+			n.ExecuteRAM = max(n.ExecuteRAM, d.MinRAM-n.ResidentRAM)
+		}
+	}
+	if !n.GPU && e.KnownRAM {
+		n.Source = SourceProfile
+	}
+	return n, e
+}
+
+// roomOf is the most that the devices of in's worker ever have for it, -1 where
+// none is in sight. What was learned beyond that is caution (a quarter more after
+// an out of memory), and nothing to wait for. What others use of a device counts
+// as theirs for good where it is little: a display.
+func (l *loop) roomOf(in *inst) resource.Bytes {
+	most := resource.Bytes(-1)
+	for _, dev := range in.devices {
+		if v := l.viewOf(dev); v != nil {
+			if room := v.Total - v.Margin - min(v.External, v.Total/16); most < 0 || room < most {
+				most = room
+			}
+		}
+	}
+	return most
 }
 
 // grantedTo is the need of in's worker and the job that s starts, as set aside.

@@ -172,17 +172,14 @@ func (l *loop) listedOn(pid int, dev resource.DeviceID) bool {
 // A reading that still lists it (monitors lag) takes that one's place.
 func (l *loop) settledBySum(now time.Time, s *settle, p *pool, listed bool) bool {
 	rest := l.unexplained(p) + s.left // as if nothing of it were known to be left
-	if listed {
-		if n := l.listedBytes(s); n >= s.ref.bytes {
-			s.ref = reference{rest: rest - n, bytes: n}
-			s.left = n
-		}
-	} else {
-		s.left = min(max(rest-s.ref.rest, 0), s.ref.bytes)
-		if float64(s.ref.bytes-s.left) >= settleShare*float64(s.ref.bytes) {
-			s.left = 0
-			return true
-		}
+	n := l.listedBytes(s)
+	if listed && n >= s.ref.bytes {
+		s.ref = reference{rest: max(rest-n, 0), bytes: n}
+	}
+	s.left = min(max(rest-s.ref.rest, n), s.ref.bytes)
+	if !listed && float64(s.ref.bytes-s.left) >= settleShare*float64(s.ref.bytes) {
+		s.left = 0
+		return true
 	}
 	if now.Sub(s.since) >= settleCap {
 		l.quarantine(now, s)

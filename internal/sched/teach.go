@@ -75,19 +75,20 @@ func (l *loop) teachRuns(now time.Time, in *inst, a amounts, source string, lag 
 // equal part of what they had together: at least one had as much.
 func (l *loop) teachRun(now time.Time, in *inst, x *ranRun) {
 	m := &in.meter
-	low, apart := m.low()
+	low, _ := m.low()
 	n := resource.Bytes(max(x.crowd, 1))
-	s := learn.Sample{Phase: learn.Run, At: now, Duration: x.took, Failed: x.failed, Mixed: !apart,
-		Partial: n > 1 || (x.readings < enoughReadings && !x.told), Source: gpuSource(in, x.peak, x.source)}
+	s := learn.Sample{Phase: learn.Run, At: now, Duration: x.took, Failed: x.failed, Source: gpuSource(in, x.peak, x.source),
+		Partial: n > 1 || (x.readings < enoughReadings && !x.told)}
 	for dev, peak := range x.peak {
-		if dev == resource.HostDevice {
-			if apart {
-				s.RAM, s.HasRAM = max(peak-low[dev], 0)/n, true
-			}
-			continue
+		base, apart := low[dev]
+		part := max(peak-base, 0) / n
+		switch {
+		case dev != resource.HostDevice:
+			s.Mixed = s.Mixed || !apart
+			s.VRAM, s.Whole = max(s.VRAM, part), max(s.Whole, min(base, peak)+part)
+		case apart:
+			s.RAM, s.HasRAM = part, true
 		}
-		part := max(peak-low[dev], 0) / n
-		s.VRAM, s.Whole = max(s.VRAM, part), max(s.Whole, min(low[dev], peak)+part)
 	}
 	l.teach(now, in, func(p *learn.Profile) { p.Observe(s) })
 }

@@ -107,11 +107,9 @@ func (l *loop) groupView(now time.Time, in *inst, ready []jobs.Ready) GroupView 
 
 // describeNeeds adds what is known of the instance's appetite, place and habits.
 func (l *loop) describeNeeds(now time.Time, in *inst, g *GroupView) {
-	var even bool
-	g.Need, even = l.needs(in)
-	if in.oneByOne = !even && g.SlotsFree > 1; in.oneByOne { // its next job takes what the one after it does not
-		g.SlotsFree = 1
-	}
+	slots := g.SlotsFree
+	g.Need, g.SlotsFree = l.needs(in, slots)
+	in.oneByOne = g.SlotsFree < slots && g.SlotsFree > 0
 	g.Devices = in.devices
 	g.Pin, g.Prefer, g.Avoid = in.placement.Pin, in.placement.Prefer, in.placement.Avoid
 	g.ResidentSince, g.LastUsed, g.Uses = in.residentSince, in.lastUsed, in.uses.now(now)

@@ -195,7 +195,7 @@ func (p Profile) Estimate() Estimate {
 	if e.Source == "" {
 		e.Source = p.WholeVRAM.Source
 	}
-	if p.ExecuteVRAM.Max == 0 && p.ExecuteVRAM.Samples == 0 { // never told apart from its worker
+	if p.ExecuteVRAM.Source == "" { // never told apart from its worker
 		e.ExecuteVRAM = max(e.ExecuteVRAM, e.WholeVRAM)
 	}
 	return e
