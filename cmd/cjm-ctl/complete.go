@@ -9,6 +9,7 @@ import (
 
 	"github.com/cjmd/cjmd/internal/api/wire"
 	"github.com/cjmd/cjmd/internal/client"
+	"github.com/cjmd/cjmd/internal/plugins/envs"
 )
 
 // completion is what the shell asks while a word is being typed. A daemon that
@@ -92,6 +93,30 @@ func monitorWords(ctx context.Context, c *client.API) ([]string, error) {
 	return out, err
 }
 
+// completeInstalled offers what is installed on this machine; no daemon is asked.
+func (a *app) completeInstalled(cmd *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+	stateDir, _ := cmd.Flags().GetString("state-dir") // every verb of these has it
+	cfg, err := a.configAt(stateDir)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	in, err := envs.New(envs.Options{Envs: cfg.EnvsDir(), Manifests: cfg.ManifestsDir(), Logs: cfg.LogDir, Env: a.env})
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	list, err := in.List()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var out []string
+	for _, x := range list {
+		if strings.HasPrefix(x.Name, typed) {
+			out = append(out, x.Name+"\t"+condition(x))
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
 // completions joins verbs with what may be completed after them.
 func completions(a *app, root *cobra.Command) {
 	live := []wire.JobStatus{wire.JobStatusPending, wire.JobStatusRunning}
@@ -114,6 +139,9 @@ func completions(a *app, root *cobra.Command) {
 		{"priority explain", a.complete(1, false, jobWords(wire.JobStatusPending))},
 		{"retry", a.complete(0, false, jobWords(ended...))},
 		{"job logs result", a.complete(1, false, jobWords())},
+		{"set-secret list-secrets", a.complete(1, false, pluginWords)},
+		{"upgrade remove doctor regenerate-manifest", a.completeInstalled},
+		{"plugins/new", cobra.NoFileCompletions},
 	} {
 		for path := range strings.FieldsSeq(x.verbs) {
 			if cmd, rest, err := root.Find(strings.Split(path, "/")); err == nil && len(rest) == 0 {

@@ -93,7 +93,10 @@ func (f *fakeDaemon) plugin() wire.Plugin {
 }
 
 func (f *fakeDaemon) ListPlugins(w http.ResponseWriter, _ *http.Request, _ wire.ListPluginsParams) {
-	answer(w, http.StatusOK, wire.PluginList{Plugins: []wire.Plugin{f.plugin(), {Name: "bad", Path: "/plugins/bad/plugin.json", Error: "line 3: name is missing", State: wire.WorkerStateStopped}}})
+	answer(w, http.StatusOK, wire.PluginList{Plugins: []wire.Plugin{f.plugin(), {Name: "bad", Path: "/plugins/bad/plugin.json", Error: "line 3: name is missing", State: wire.WorkerStateStopped},
+		{Name: "stale", Plugin: "stale", Path: "/plugins/stale.json", Enabled: true, State: wire.WorkerStateStopped, Findings: []wire.Finding{
+			{Code: "packages_changed", Message: "packages changed", Next: "run: cjm-ctl regenerate-manifest stale"},
+			{Code: "interpreter_missing", Message: "its Python is gone", Next: "run: cjm-ctl doctor --fix stale", Blocks: true}}}}})
 }
 
 func (f *fakeDaemon) DiscoverPlugins(w http.ResponseWriter, r *http.Request) {
@@ -165,6 +168,30 @@ func (f *fakeDaemon) PutConfig(w http.ResponseWriter, r *http.Request, name wire
 	}
 	f.change(func() { f.config = config })
 	answer(w, http.StatusOK, wire.PluginConfig{Name: name, Config: req.Config, Revision: 2, Applied: wire.PluginConfigAppliedReconfigured})
+}
+
+func (f *fakeDaemon) ListSecrets(w http.ResponseWriter, _ *http.Request, name wire.PluginName) {
+	if !f.known(w, name) {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, set := f.secrets["API_KEY"]
+	answer(w, http.StatusOK, wire.SecretList{Plugin: name, Secrets: []wire.SecretState{{Name: "API_KEY", Required: true, Set: set}}})
+}
+
+func (f *fakeDaemon) PutSecret(w http.ResponseWriter, r *http.Request, name wire.PluginName, secret string) {
+	var req wire.SecretRequest
+	_ = json.NewDecoder(r.Body).Decode(&req)
+	if f.known(w, name) {
+		f.change(func() { f.secrets[secret] = req.Value })
+		w.WriteHeader(http.StatusNoContent)
+	}
+}
+
+func (f *fakeDaemon) DeleteSecret(w http.ResponseWriter, _ *http.Request, _ wire.PluginName, secret string) {
+	f.change(func() { delete(f.secrets, secret) })
+	w.WriteHeader(http.StatusNoContent)
 }
 
 func (f *fakeDaemon) GetConfigSchema(w http.ResponseWriter, _ *http.Request, _ wire.PluginName) {

@@ -29,6 +29,7 @@ type fakeDaemon struct {
 	jobs      []*fakeJob
 	events    []wire.JournalEvent
 	config    map[string]any
+	secrets   map[string]string
 	controls  wire.Controls
 	tokens    []wire.Token
 	instances []wire.Instance
@@ -62,6 +63,7 @@ func startFake(t testing.TB, l net.Listener, token string) *fakeDaemon {
 		token:   token,
 		changed: make(chan struct{}), closing: make(chan struct{}), enabled: true,
 		config:   map[string]any{"language": "en", "beam": 5},
+		secrets:  map[string]string{},
 		controls: wire.Controls{Mode: wire.QueueModeRunning},
 	}
 	f.server = &httptest.Server{Listener: l, Config: &http.Server{Handler: f.guard(wire.Handler(f))}}

@@ -68,7 +68,7 @@ func (a *app) showInstalled(list []envs.Installed) error {
 		if col != 2 {
 			return padded
 		}
-		return a.out.paintWord(map[string]string{"unusable": "error", "changed": "stale"}[text], a.out.paintWord(text, padded))
+		return a.out.paintWord(strings.Replace(text, "changed", "stale", 1), padded)
 	}
 	rows := make([]listed, len(list))
 	var total int64

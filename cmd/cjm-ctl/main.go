@@ -30,7 +30,7 @@ func verbs(a *app) []*cobra.Command {
 		newStatus(a), newQueue(a), newJobs(a), newWorkers(a), newDevices(a), newMonitor(a),
 		newRun(a), newSubmit(a), newJob(a), newWait(a), newResult(a), newFiles(a), newLogs(a), newEvents(a), newExplain(a),
 		newCancel(a), newPriority(a), newHold(a), newRelease(a), newRetry(a),
-		newPlugins(a), newLoad(a), newUnload(a), newReload(a), newEnable(a), newDisable(a), newConfig(a), newInstances(a), newProfile(a),
+		newPlugins(a), newLoad(a), newUnload(a), newReload(a), newEnable(a), newDisable(a), newConfig(a), newInstances(a), newProfile(a), newSetSecret(a), newListSecrets(a),
 		newInstallAll(a), newSetupHost(a), newList(a), newUpgrade(a), newRemove(a), newDoctor(a), newRegenerateManifest(a),
 		newPause(a), newResume(a), newDrain(a), newPolicy(a), newPlan(a), newLease(a), newLeases(a), newToken(a), newVersion(a), manpages.Command(version),
 	}

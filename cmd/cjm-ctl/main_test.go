@@ -71,6 +71,14 @@ func TestScripts(t *testing.T) {
 					ts.Fatalf("job %s did not become %s", args[0], args[1])
 				}
 			},
+			// secret NAME VALUE holds what the fake daemon was given.
+			"secret": func(ts *testscript.TestScript, _ bool, args []string) {
+				daemon(ts).mu.Lock()
+				defer daemon(ts).mu.Unlock()
+				if got := daemon(ts).secrets[args[0]]; got != args[1] {
+					ts.Fatalf("the secret %s is %q", args[0], got)
+				}
+			},
 			// cut makes the daemon end the next event stream after one record.
 			"cut": func(ts *testscript.TestScript, _ bool, _ []string) {
 				daemon(ts).change(func() { daemon(ts).cut = true })

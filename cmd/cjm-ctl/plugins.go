@@ -87,6 +87,8 @@ func pluginState(p wire.Plugin) string {
 		return "shadowed"
 	case !p.Enabled:
 		return "disabled"
+	case p.State == wire.WorkerStateStopped && worst(p.Findings).Blocks:
+		return "unusable"
 	}
 	return string(p.State)
 }
@@ -97,12 +99,26 @@ func pluginNote(p wire.Plugin) string {
 		return p.Path + ": " + p.Error
 	case p.ShadowedBy != "":
 		return p.Path + " is hidden by " + p.ShadowedBy
+	case worst(p.Findings).Blocks:
+		return worst(p.Findings).Message + "; " + worst(p.Findings).Next
 	case p.Drifted:
 		return "changed on disk since it was loaded (cjm-ctl reload " + p.Name + ")"
 	case p.Worker != nil && p.Worker.LastError != "" && p.State != wire.WorkerStateReady && p.State != wire.WorkerStateBusy:
 		return p.Worker.LastError
+	case len(p.Findings) > 0:
+		return p.Findings[0].Message + "; " + p.Findings[0].Next
 	}
 	return p.Description
+}
+
+// worst is the finding that keeps a plugin from running, else none.
+func worst(findings []wire.Finding) wire.Finding {
+	for _, f := range findings {
+		if f.Blocks {
+			return f
+		}
+	}
+	return wire.Finding{}
 }
 
 func (a *app) showPlugin(p reply[wire.Plugin]) error {
@@ -120,6 +136,9 @@ func (a *app) showPlugin(p reply[wire.Plugin]) error {
 	}
 	if x.Drifted {
 		facts = append(facts, fact{"drifted", pluginNote(x)})
+	}
+	for _, f := range x.Findings {
+		facts = append(facts, fact{"changed", f.Message}, fact{"", f.Next})
 	}
 	if x.Concurrency > 1 {
 		facts = append(facts, fact{"concurrency", fmt.Sprint(x.Concurrency)})
