@@ -226,6 +226,22 @@ class Lab:
         os.write(channel(), struct.pack(">II", len(header), 1000) + header + b"0123456789")
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def op_leave(self, gate=None):
+        """Leaves in the job's directory what a worker may leave there; returns what it found."""
+        here = os.environ["CJM_JOB_DIR"]
+        found = {name: open(os.path.join(here, name), encoding="utf-8").read() for name in sorted(os.listdir(here))}
+        with open(os.path.join(here, "out.txt"), "w", encoding="utf-8") as f:
+            f.write("made")
+        os.symlink("/etc/passwd", os.path.join(here, "link"))
+        os.symlink("/etc", os.path.join(here, "etc"))
+        os.symlink(os.path.dirname(here), os.path.join(here, "others"))
+        os.mkfifo(os.path.join(here, "fifo"))
+        os.mkdir(os.path.join(here, "locked"), 0o000)
+        if gate:
+            cjmworker.report_progress(0.5, "left")
+            wait_for(gate, polite=True)
+        return {"path": os.path.join(here, "out.txt"), "found": found, "mode": oct(os.stat(here).st_mode & 0o777)}
+
     def op_descendants(self, count=3):
         return [subprocess.Popen([sys.executable, "-c", GRANDCHILD], stdout=subprocess.DEVNULL, start_new_session=True).pid
                 for _ in range(count)]
