@@ -151,7 +151,8 @@ class Plugin:
         if hasattr(instance, "report_progress"):
 
             def store_and_report(progress: float, message: str = "") -> None:
-                instance._progress, instance._status_message = progress, message  # some read them back
+                _set(instance, "_progress", progress)  # some read them back
+                _set(instance, "_status_message", message)
                 report_progress(progress, message)
 
             report = store_and_report
@@ -180,11 +181,11 @@ class Plugin:
                 self.instance._cancel_requested = False
 
 
-def _set(instance: "Any", name: str, value: "Callable") -> None:
+def _set(instance: "Any", name: str, value: "Any") -> None:
     try:
         setattr(instance, name, value)
-    except (AttributeError, TypeError):
-        pass  # __slots__: such a class uses the functions of the module cjmworker
+    except Exception:
+        pass  # __slots__, or a class that guards its attributes: it uses the functions of cjmworker
 
 
 def takes_argument(method: "Callable") -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -191,9 +192,8 @@ class Worker:
             except (OSError, PermissionError):
                 self.process.kill()
         self.process.wait(PATIENCE)
-        for path in sorted(self.dir.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
-        self.dir.rmdir()
+        # Children of the plugin may be writing there until the kernel has ended them.
+        shutil.rmtree(self.dir, ignore_errors=True)
 
 
 class WorkerTest(unittest.TestCase):

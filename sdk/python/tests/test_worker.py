@@ -394,6 +394,18 @@ class Progress(WorkerTest):
             out.write(b"x")
         w.answer(number)
 
+    def test_classes_that_guard_their_attributes_are_plugins_too(self) -> None:
+        w = self.loaded("""
+            import cjmworker
+            class Plugin:
+                __slots__ = ()
+                def __setattr__(self, name, value): raise ValueError("no field " + name)
+                def report_progress(self, fraction, message=""): cjmworker.report_progress(fraction, message)
+                def execute(self): self.report_progress(0.5, "half")
+            """)
+        w.execute("j")
+        self.assertEqual(w.said("progress")[0].params["message"], "half")
+
     def test_unknown_fraction(self) -> None:
         w = self.loaded("class Plugin:\n  def execute(self): self.report_progress(float('nan'), 'hm')")
         w.execute("j")
