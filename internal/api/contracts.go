@@ -73,6 +73,8 @@ type Plugins interface {
 	Plugin(name string) (plugins.Plugin, error)
 	Instances() []plugins.Instance
 	Instance(id string) (plugins.Instance, plugins.Manifest, error)
+	// Lookup is Instance with the manifest as it was declared.
+	Lookup(id string) (plugins.Instance, plugins.Manifest, error)
 	CreateInstance(ctx context.Context, inst plugins.Instance) (plugins.Instance, error)
 	Update(ctx context.Context, id string, s plugins.Settings) (plugins.Instance, error)
 	DeleteInstance(ctx context.Context, id string) error

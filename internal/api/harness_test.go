@@ -313,6 +313,10 @@ func (p *fakePlugins) Instances() []plugins.Instance {
 	return out
 }
 
+func (p *fakePlugins) Lookup(id string) (plugins.Instance, plugins.Manifest, error) {
+	return p.Instance(id)
+}
+
 func (p *fakePlugins) Instance(id string) (plugins.Instance, plugins.Manifest, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

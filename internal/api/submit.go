@@ -86,7 +86,7 @@ func (s *server) build(ctx context.Context, in submission) (jobs.Submission, err
 
 // runnable finds the instance that a submission names.
 func (s *server) runnable(name, pointer string) (plugins.Instance, plugins.Manifest, error) {
-	inst, man, err := s.o.Plugins.Instance(name)
+	inst, man, err := s.o.Plugins.Lookup(name)
 	var notFound *plugins.NotFoundError
 	if errors.As(err, &notFound) {
 		fe := wire.FieldError{Pointer: pointer + "/plugin", Message: "names no plugin or instance", Suggestion: notFound.Nearest}

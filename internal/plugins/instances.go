@@ -85,7 +85,7 @@ func (c *Catalog) Instances() []Instance {
 // there, and Runnable says so. *NotFoundError, or the plugin's own error (the
 // instance is then still returned).
 func (c *Catalog) Instance(id string) (Instance, Manifest, error) {
-	inst, man, err := c.lookup(id)
+	inst, man, err := c.Lookup(id)
 	if err != nil {
 		return inst, man, err
 	}
@@ -94,7 +94,9 @@ func (c *Catalog) Instance(id string) (Instance, Manifest, error) {
 	return inst, man, nil
 }
 
-func (c *Catalog) lookup(id string) (Instance, Manifest, error) {
+// Lookup is Instance without a look at this machine, which costs more than the
+// rest of a submit: the manifest is as it was declared.
+func (c *Catalog) Lookup(id string) (Instance, Manifest, error) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	e, ok := c.entries[id]
@@ -109,7 +111,7 @@ func (c *Catalog) lookup(id string) (Instance, Manifest, error) {
 // instance's plugin. The error is about an unknown instance or text that is no
 // object; findings are issues.
 func (c *Catalog) CheckConfig(id string, config json.RawMessage) ([]Issue, error) {
-	_, man, err := c.lookup(id)
+	_, man, err := c.Lookup(id)
 	if err != nil {
 		return nil, err
 	}
@@ -201,7 +203,7 @@ func (c *Catalog) DeleteInstance(ctx context.Context, id string) error {
 		if _, err := c.Plugin(id); err == nil {
 			return &ImplicitError{id}
 		}
-		_, _, err := c.lookup(id)
+		_, _, err := c.Lookup(id)
 		return err
 	}
 	if err := c.o.Store.DeleteInstance(ctx, id); err != nil {
@@ -231,7 +233,7 @@ func (c *Catalog) SetConfig(ctx context.Context, id string, config json.RawMessa
 	var issues []Issue
 	inst, err := c.change(ctx, id, func(inst *Instance, man Manifest) (bool, error) {
 		if man.Name == "" { // no schema to check against
-			_, _, err := c.lookup(id)
+			_, _, err := c.Lookup(id)
 			return false, err
 		}
 		full, found, err := accept(id, man, config)
@@ -289,7 +291,7 @@ func (c *Catalog) change(ctx context.Context, id string, edit func(*Instance, Ma
 		return Instance{}, fmt.Errorf("cannot change instance %q: %w", id, err)
 	}
 	defer unlock()
-	inst, man, err := c.lookup(id)
+	inst, man, err := c.Lookup(id)
 	if err != nil && !c.stored(id) {
 		return Instance{}, err
 	}

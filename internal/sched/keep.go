@@ -35,6 +35,7 @@ type basis struct {
 // standing is what of one instance the plan rests on, in the same sense.
 type standing struct {
 	need      Need
+	free      int // slots
 	live      bool
 	loading   bool
 	ended     bool // its process is gone, whatever was told of it
@@ -86,7 +87,7 @@ func (l *loop) stands(in *inst) standing {
 	case supervisor.Stopped, supervisor.Backoff, supervisor.FailedState:
 		s.ended = true
 	}
-	s.need = l.need(in)
+	s.need, s.free = l.needs(in, in.slotsFree())
 	return s
 }
 

@@ -48,6 +48,7 @@ type loop struct {
 
 	profiles    map[learn.Key]learn.Profile
 	toldProfile map[learn.Key]learn.Estimate
+	times       map[learn.Key]times
 	lags        []time.Duration
 	lag         time.Duration
 	lagBound    time.Duration
@@ -116,7 +117,7 @@ func newLoop(s *Scheduler, work context.Context) *loop {
 		workersChanged: true, gateChanged: true, catalogChanged: true,
 		pools: make(map[resource.DeviceID]*pool), accounts: make(map[accountKey]account),
 		byPID: make(map[int][]*resource.Process), found: make(map[resource.DeviceID]use),
-		profiles: make(map[learn.Key]learn.Profile), toldProfile: make(map[learn.Key]learn.Estimate), unsaved: make(map[learn.Key]bool),
+		profiles: make(map[learn.Key]learn.Profile), toldProfile: make(map[learn.Key]learn.Estimate), unsaved: make(map[learn.Key]bool), times: make(map[learn.Key]times),
 		journalled: make(map[string]bool), troubles: make(map[jobs.ID]*trouble), share: make(map[string]float64),
 		quota: make(map[string]int), swaps: make(swaps), told: make(map[Thrash]time.Time),
 	}

@@ -91,6 +91,7 @@ func (s *Scheduler) ResetProfile(ctx context.Context, instance string) (int, err
 		for k := range l.profiles {
 			if k.Plugin == man.Name {
 				delete(l.profiles, k)
+				delete(l.times, k)
 				delete(l.toldProfile, k)
 				delete(l.unsaved, k)
 				n++

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/cjmd/cjmd/internal/jobs"
+	"github.com/cjmd/cjmd/internal/sched/learn"
 	"github.com/cjmd/cjmd/internal/supervisor"
 )
 
@@ -114,13 +115,31 @@ func (l *loop) describeNeeds(now time.Time, in *inst, g *GroupView) {
 	g.Pin, g.Prefer, g.Avoid = in.placement.Pin, in.placement.Prefer, in.placement.Avoid
 	g.ResidentSince, g.LastUsed, g.Uses = in.residentSince, in.lastUsed, in.uses.now(now)
 	if p, ok := l.profileOf(in); ok {
-		g.LoadTime, _ = p.LoadTime()
-		g.RunTime, g.RunTimeP90 = p.RunTime()
+		t := l.timesOf(&p)
+		g.LoadTime, g.RunTime, g.RunTimeP90 = t.load, t.run, t.runP90
 	}
 	g.LastPriority = in.lastPriority
 	g.CanRelease = in.canAsk && !in.asked
 	g.Lingering = in.live && in.lingering()
 	g.Measuring, g.Streak = in.measuring != nil || in.measureLoad, in.streak
+}
+
+// times are what a profile says of loads and runs, as of its counts: the
+// percentiles are sorted for once, and not in every pass.
+type times struct {
+	loads, runs       int64
+	load, run, runP90 time.Duration
+}
+
+func (l *loop) timesOf(p *learn.Profile) times {
+	t, ok := l.times[p.Key]
+	if !ok || t.loads != p.Load.Count || t.runs != p.Run.Count {
+		t = times{loads: p.Load.Count, runs: p.Run.Count}
+		t.load, _ = p.LoadTime()
+		t.run, t.runP90 = p.RunTime()
+		l.times[p.Key] = t
+	}
+	return t
 }
 
 // runViews describes the jobs at work, in a fixed order.
@@ -130,8 +149,8 @@ func (l *loop) runViews() []RunView {
 		v := RunView{Job: r.id, Instance: r.instance, Submitter: r.submitter, Priority: r.priority, Since: r.since,
 			Devices: r.in.devices, VRAM: r.need.ExecuteVRAM, RAM: r.need.ExecuteRAM}
 		if p, ok := l.profileOf(r.in); ok {
-			if _, p90 := p.RunTime(); p90 > 0 {
-				v.Ends = r.executing(r.since).Add(p90)
+			if t := l.timesOf(&p); t.runP90 > 0 {
+				v.Ends = r.executing(r.since).Add(t.runP90)
 			}
 		}
 		l.running = append(l.running, v)

@@ -308,7 +308,9 @@ func changeSets(ch jobs.Change) (string, []driver.Value) {
 	if ch.Priority != nil {
 		set(true, `priority=?`, int64(*ch.Priority))
 	}
-	set(ch.Labels != nil, `labels=?`, jsonText(ch.Labels))
+	if ch.Labels != nil {
+		set(true, `labels=?`, jsonText(ch.Labels))
+	}
 	if ch.Held != nil {
 		set(true, `held=?`, flag(*ch.Held))
 	}
