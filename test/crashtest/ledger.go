@@ -18,6 +18,8 @@ type account struct {
 	maxAttempts int            // 0 when the submit was never answered
 	cancelAcked bool           // a cancel was answered
 	told        wire.JobStatus // final status that an answer told; "" for none
+	needs       []string       // jobs that have to complete first
+	after       []string       // jobs that have to end first
 
 	// From the journal.
 	submitted bool
@@ -85,6 +87,10 @@ func (l *ledger) accepted(job wire.Job, req wire.JobRequest) {
 	a.maxAttempts = max(req.MaxAttempts, 1)
 	if req.MaxAttempts == 0 {
 		a.maxAttempts = 3
+	}
+	a.after = req.DependsOn
+	if req.OnDependencyFailure != wire.JobRequestOnDependencyFailureRun {
+		a.needs = req.DependsOn
 	}
 	l.toldLocked(a, job)
 }
@@ -217,6 +223,16 @@ func (l *ledger) eventLocked(t *testing.T, n uint64, ev client.Event) {
 		if a.running {
 			wrong("while it runs")
 		}
+		for _, dep := range a.after {
+			if l.jobLocked(dep).final == "" {
+				wrong("before " + dep + " ended")
+			}
+		}
+		for _, dep := range a.needs {
+			if l.jobLocked(dep).final != "job.completed" {
+				wrong("although " + dep + " did not complete")
+			}
+		}
 		a.running = true
 		a.starts++
 	case "job.requeued":
@@ -345,6 +361,11 @@ func (l *ledger) checkEnd(t *testing.T) {
 		}
 		if a.final == "job.completed" && a.runs == 0 {
 			t.Errorf("job %s completed without a run", id)
+		}
+		for _, dep := range a.needs {
+			if l.jobs[dep].final != "job.completed" && a.final != "job.cancelled" {
+				t.Errorf("job %s is %s although %s, which it needs, is %s", id, a.final, dep, l.jobs[dep].final)
+			}
 		}
 		// A start is recorded beside the work: a kill may come between the two.
 		if a.runs > a.starts+l.gen {

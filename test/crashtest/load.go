@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync"
 
 	"github.com/cjmd/cjmd/internal/api/wire"
@@ -128,8 +129,21 @@ func (u *user) key() string { u.n++; return fmt.Sprintf("%s-%d", u.name, u.n) }
 
 func (u *user) submit() error {
 	req, key := u.request(), u.key()
+	u.depend(&req)
 	job, err := client.Decode[wire.Job](u.api.SubmitJob(u.ctx, &wire.SubmitJobParams{IdempotencyKey: &key}, req))
 	return u.submitted(job, req, key, err)
+}
+
+// depend lets some jobs wait for others, whatever became or will become of those.
+func (u *user) depend(req *wire.JobRequest) {
+	for range max(0, u.rng.IntN(8)-5) {
+		if id, ok := u.one(); ok && !slices.Contains(req.DependsOn, id) {
+			req.DependsOn = append(req.DependsOn, id)
+		}
+	}
+	if len(req.DependsOn) > 0 && u.rng.IntN(3) == 0 {
+		req.OnDependencyFailure = wire.JobRequestOnDependencyFailureRun
+	}
 }
 
 // submitted notes the outcome of a submit; key is "" where it had none.
