@@ -48,7 +48,6 @@ func (c *Conn) Execute(ctx context.Context, call supervisor.Call, sink superviso
 		c.deaf.Add(1)
 		defer c.deaf.Add(-1)
 	} else {
-		c.progress.settled(ctx)
 		stop := c.beside(ctx, func(ctx context.Context) { c.follow(ctx, r) })
 		defer c.readLeftovers()
 		defer stop()
@@ -56,7 +55,7 @@ func (c *Conn) Execute(ctx context.Context, call supervisor.Call, sink superviso
 	body, size := requestBody(call)
 	resp, err := c.send(ctx, c.oneCall, http.MethodPost, path, body, size)
 	if err != nil {
-		return supervisor.Result{}, err
+		return supervisor.Result{}, c.broken(ctx, err)
 	}
 	defer resp.Body.Close()
 	if call.Stream && resp.StatusCode == http.StatusOK {
@@ -160,13 +159,13 @@ func requestBody(call supervisor.Call) (io.Reader, int64) {
 // unary reads the answer to a call that has one.
 func (c *Conn) unary(ctx context.Context, r *run, resp *http.Response) (supervisor.Result, error) {
 	c.accounts(r, resp.Header.Get(accountsHeader))
-	raw, err := c.readAll(ctx, resp.Body)
+	raw, err := c.readAll(resp.Body)
 	var tooLong *tooLongError
-	if errors.As(err, &tooLong) {
+	switch {
+	case errors.As(err, &tooLong):
 		return supervisor.Result{}, tooLong.callError()
-	}
-	if err != nil {
-		return supervisor.Result{}, err
+	case err != nil:
+		return supervisor.Result{}, c.broken(ctx, err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		return supervisor.Result{}, r.judge(callError(resp.StatusCode, raw))

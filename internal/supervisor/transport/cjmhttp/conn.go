@@ -3,7 +3,6 @@ package cjmhttp
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -19,7 +18,7 @@ import (
 // idle connection: one that they close at the same moment would look like a death.
 const keepIdle = 3 * time.Second
 
-var errEOF = fmt.Errorf("the worker closed its life line: %w", io.EOF)
+var errEOF = errors.New("the worker closed its life line")
 
 // errNoMessage answers Shutdown: these workers end by a signal alone.
 var errNoMessage = errors.New("the worker ends by SIGTERM, not by a message")

@@ -95,6 +95,7 @@ func (s *slot) newest() reading {
 // follow asks for progress until ctx ends. Asking is what this protocol has
 // instead of telling; it is done while a call runs and at no other time.
 func (c *Conn) follow(ctx context.Context, r *run) {
+	c.progress.settled(ctx)
 	every := time.NewTicker(c.o.ProgressEvery)
 	defer every.Stop()
 	for {

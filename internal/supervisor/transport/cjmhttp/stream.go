@@ -40,8 +40,8 @@ func (c *Conn) stream(ctx context.Context, r *run, resp *http.Response) (supervi
 		case errors.As(err, &tooLong):
 			c.fail(&peerError{fmt.Sprintf("a chunk is longer than the limit of %d bytes", tooLong.limit)})
 			return supervisor.Result{}, c.err
-		case err != nil && !errors.Is(err, io.EOF):
-			return supervisor.Result{}, c.broken(ctx, err) // cut off: the worker is gone
+		case err != nil && err != io.EOF: // not errors.Is: the reason of a lost connection may hold an EOF, too
+			return supervisor.Result{}, c.broken(ctx, err)
 		}
 		s.take(bytes.TrimSpace(line))
 		long = line

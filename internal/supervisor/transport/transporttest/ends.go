@@ -78,13 +78,15 @@ func stop(b *bench) {
 		b.Fatal("no log")
 	}
 	cleaned := 0
+	var said []string
 	for _, l := range log.Tail(1000) {
+		said = append(said, l.Stream+": "+l.Text)
 		if strings.Contains(l.Text, "cleaned up") {
 			cleaned++
 		}
 	}
 	if b.target.Class != "" && cleaned != 1 {
-		b.Fatalf("the plugin cleaned up %d times", cleaned)
+		b.Fatalf("the plugin cleaned up %d times, %+v:\n%s", cleaned, b.status().LastExit, strings.Join(said, "\n"))
 	}
 }
 
