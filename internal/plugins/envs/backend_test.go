@@ -1,10 +1,13 @@
 package envs
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -82,4 +85,66 @@ func TestBackends_ChosenByWhatIsHere(t *testing.T) {
 	require.ErrorContains(t, none.Err, `cannot make the environment of "a": it needs uv (uv is not on the PATH) or venv (`)
 	family := plan(dir, "plugins: [{name: a, package: a, env_file: "+filepath.Join(dir, "environment.yml")+"}]")
 	require.ErrorContains(t, family.Err, "it needs micromamba (micromamba is not on the PATH) or conda (conda is not on the PATH)")
+}
+
+// standIn is conda or micromamba as far as this package talks to it: it makes a
+// venv where it is told to, with a pip that only unpacks, and notes its words.
+const standIn = `#!/bin/sh
+if [ "$1" = --version ]; then echo "NAME 1.2.3"; exit; fi
+echo "$*" >> "$0.words"
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --prefix) prefix=$2; shift;;
+    --file) file=$2; grep -q python "$file" || exit 3; shift;;
+    python=3.99) echo "PackagesNotFoundError: python=3.99" >&2; exit 1;;
+  esac
+  shift
+done
+python3 -m venv --without-pip "$prefix" || exit
+site=$(echo "$prefix"/lib/python3*/site-packages)
+mkdir "$site/pip" && cat > "$site/pip/__main__.py" <<'.'
+import sys, sysconfig, zipfile
+zipfile.ZipFile(sys.argv[-1]).extractall(sysconfig.get_paths()["purelib"])
+.
+`
+
+// The conda family is seldom on a test machine: what it is told, and what is
+// made of its answers, is held here with a stand-in.
+func TestBackends_CondaFamilySaysTheRightWords(t *testing.T) {
+	t.Parallel()
+	if err := exec.Command("python3", "-c", "import venv").Run(); err != nil {
+		t.Skipf("the stand-in makes a venv, which cannot be had here: %v", err)
+	}
+	for _, c := range []struct{ name, fromFile, plain string }{
+		{Conda, "env create --quiet --prefix DIR --file FILE", "create --yes --quiet --prefix DIR python=3.99 pip"},
+		{Micromamba, "create --yes --quiet --prefix DIR --file FILE", "create --yes --quiet --prefix DIR python=3.99 pip --channel conda-forge"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			bin := write(t, b.dir, "bin/"+c.name, strings.ReplaceAll(standIn, "NAME", c.name))
+			require.NoError(t, os.Chmod(bin, 0o755))
+			b.in.o.Env = append(b.in.o.Env, "PATH="+filepath.Dir(bin)+":"+os.Getenv("PATH"))
+			b.in.o.Backends = Backends(b.in.o.Env)
+			file := write(t, b.dir, "environment.yml", "dependencies: [python=3.11]\n")
+
+			f := b.file(fmt.Sprintf("plugins: [{name: echo, env: %s, env_file: environment.yml, package: %q}]", c.name, b.echo("1.0")))
+			r := b.mustInstall(f, PlanOptions{})
+			assert.Equal(t, c.name+" 1.2.3", r.Tool)
+			words, err := os.ReadFile(bin + ".words")
+			require.NoError(t, err)
+			want := strings.NewReplacer("DIR", r.Dir, "FILE", file).Replace(c.fromFile)
+			assert.Equal(t, want+"\n", string(words))
+
+			plain := b.file(fmt.Sprintf("plugins: [{name: other, env: %s, python: 3.99, package: a}]", c.name))
+			failed := b.install(plain, PlanOptions{})[0]
+			var fail *StepError
+			require.ErrorAs(t, failed.Err, &fail)
+			assert.Equal(t, []string{"PackagesNotFoundError: python=3.99"}, fail.Tail)
+			words, err = os.ReadFile(bin + ".words")
+			require.NoError(t, err)
+			said := regexp.MustCompile(`--prefix \S+`).ReplaceAllString(strings.Split(string(words), "\n")[1], "--prefix DIR")
+			assert.Equal(t, c.plain, said)
+		})
+	}
 }
