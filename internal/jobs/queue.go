@@ -1,7 +1,6 @@
 package jobs
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -51,10 +50,6 @@ type Options struct {
 	Now    func() time.Time // nil means time.Now
 }
 
-// cacheBytes bounds the arguments of pending jobs kept in memory, so that a job
-// that starts soon after its submit is not read back from the store.
-const cacheBytes = 16 << 20
-
 // Queue is the only thing that changes a job. It keeps a light index of all
 // jobs that are not final in memory and everything else in the Store. A change
 // is decided under mu, queued at the store in that order, and shows in the index
@@ -99,66 +94,6 @@ type Queue struct {
 	keepAge  time.Duration
 	closed   bool // starts that cannot be stored are given up
 }
-
-// group is one instance's part of the queue.
-type group struct {
-	instance string
-	ready    *btree.BTreeG[*entry] // in order of start
-	members  int                   // all entries, running ones too
-	block    *Block                // what the scheduler said last
-}
-
-// place says in which tree a pending entry is.
-type place uint8
-
-const (
-	nowhere place = iota
-	inReady
-	inWaiting
-)
-
-// entry is the light form of a job that is not final. Guarded by Queue.mu.
-type entry struct {
-	id            ID
-	seq           int64
-	group         *group
-	submitter     unique.Handle[string]
-	created       int64 // Unix nanoseconds, as the three below; 0 means none
-	notBefore     int64
-	queueDeadline int64
-	timerAt       int64
-	priority      int
-	revision      int64
-	attempt       int32
-	maxAttempts   int32
-	status        Status
-	place         place
-	held          bool
-	// busy is not nil while a write that will move this pending job is not durable
-	// yet; whoever wants another waits for it. Closed when it is decided.
-	busy   chan struct{}
-	done   chan struct{} // made by the first Wait; closed when the job is final
-	deps   *depState     // nil without unmet dependencies
-	cached *Job          // the whole job, for some pending ones
-	run    *Run          // while running
-}
-
-// less orders jobs by urgency, then age.
-func less(a, b *entry) bool {
-	if a.priority != b.priority {
-		return a.priority > b.priority
-	}
-	return a.seq < b.seq
-}
-
-func lessTimer(a, b *entry) bool {
-	if a.timerAt != b.timerAt {
-		return a.timerAt < b.timerAt
-	}
-	return a.seq < b.seq
-}
-
-const treeDegree = 32
 
 // NewQueue returns a queue over o.Store; it starts nothing. Call Recover, then Run.
 func NewQueue(o Options) (*Queue, error) {
@@ -265,181 +200,6 @@ func (q *Queue) Close() error {
 	q.closed = true
 	q.mu.Unlock()
 	return errors.Join(q.logs.Close(), q.files.Close())
-}
-
-func (q *Queue) groupLocked(instance string) *group {
-	g := q.groups[instance]
-	if g == nil {
-		g = &group{instance: instance, ready: btree.NewG(treeDegree, less)}
-		q.groups[instance] = g
-	}
-	return g
-}
-
-// addLocked puts a new entry into the index.
-func (q *Queue) addLocked(e *entry) {
-	q.jobs[e.id] = e
-	e.group.members++
-	if e.status == Running {
-		q.totals.Running++
-		q.running[e] = struct{}{}
-	} else {
-		q.countLocked(e, 1)
-	}
-	q.placeLocked(e)
-}
-
-// placeLocked puts e into the tree and at the timer where it belongs now.
-func (q *Queue) placeLocked(e *entry) {
-	want := nowhere
-	if e.status == Pending {
-		want = inWaiting
-		if !e.held && e.busy == nil && e.deps == nil && e.notBefore == 0 {
-			want = inReady
-		}
-	}
-	if want != e.place {
-		q.unplaceLocked(e)
-		switch want {
-		case inReady:
-			e.group.ready.ReplaceOrInsert(e)
-		case inWaiting:
-			q.waiting.ReplaceOrInsert(e)
-		}
-		e.place = want
-	}
-	at := int64(0)
-	if e.status == Pending {
-		at = e.notBefore
-		if e.attempt == 0 && e.queueDeadline != 0 && (at == 0 || e.queueDeadline < at) {
-			at = e.queueDeadline
-		}
-	}
-	q.timerLocked(e, at)
-}
-
-func (q *Queue) unplaceLocked(e *entry) {
-	switch e.place {
-	case inReady:
-		e.group.ready.Delete(e)
-	case inWaiting:
-		q.waiting.Delete(e)
-	}
-	e.place = nowhere
-}
-
-func (q *Queue) timerLocked(e *entry, at int64) {
-	if e.timerAt == at {
-		return
-	}
-	if e.timerAt != 0 {
-		q.timers.Delete(e)
-	}
-	if e.timerAt = at; at != 0 {
-		q.timers.ReplaceOrInsert(e)
-	}
-}
-
-// countLocked notes that e begins to wait (n = 1) or does not wait any more (-1).
-func (q *Queue) countLocked(e *entry, n int) {
-	q.totals.Pending += int64(n)
-	q.waitsLocked(e.submitter, n)
-}
-
-func (q *Queue) waitsLocked(submitter unique.Handle[string], n int) {
-	if n += q.waits[submitter]; n == 0 {
-		delete(q.waits, submitter)
-	} else {
-		q.waits[submitter] = n
-	}
-}
-
-// removeLocked takes an entry that became final out of the index.
-func (q *Queue) removeLocked(e *entry, final Status) {
-	if e.status == Running {
-		q.totals.Running--
-		delete(q.running, e)
-	} else {
-		q.countLocked(e, -1)
-	}
-	switch final {
-	case Completed:
-		q.totals.Completed++
-	case Failed:
-		q.totals.Failed++
-	case Cancelled:
-		q.totals.Cancelled++
-	}
-	q.unplaceLocked(e)
-	q.timerLocked(e, 0)
-	q.uncacheLocked(e)
-	e.status = final
-	e.run = nil
-	delete(q.jobs, e.id)
-	if e.group.members--; e.group.members == 0 {
-		delete(q.groups, e.group.instance)
-	}
-	if e.done != nil {
-		close(e.done)
-	}
-	q.forgetDepsLocked(e)
-	q.depEndedLocked(e.id, final)
-	if q.finals++; q.finals >= pruneBatch {
-		q.finals = 0
-		select {
-		case q.pruneKick <- struct{}{}:
-		default:
-		}
-	}
-	q.wake()
-}
-
-func (q *Queue) cacheLocked(e *entry, j Job) {
-	size := len(j.Spec.Args) + len(j.Spec.Kwargs) + 1024
-	if q.cached+size <= cacheBytes {
-		e.cached = &j
-		q.cached += size
-	}
-}
-
-func (q *Queue) uncacheLocked(e *entry) {
-	if e.cached != nil {
-		q.cached -= len(e.cached.Spec.Args) + len(e.cached.Spec.Kwargs) + 1024
-		e.cached = nil
-	}
-}
-
-const (
-	recentJobs = 1024
-	recentArgs = 16 << 10 // larger arguments are read from the store
-	recentBody = 4 << 10  // so are larger results
-)
-
-// endedJob is a job that has just ended. result is nil when it has none, or a
-// large one.
-type endedJob struct {
-	job    Job
-	result []byte
-}
-
-// rememberLocked keeps a job that has just ended: who waited for it reads it
-// now. Final jobs never change.
-func (q *Queue) rememberLocked(j Job, result []byte) {
-	if len(j.Spec.Args)+len(j.Spec.Kwargs) > recentArgs {
-		return
-	}
-	if len(result) > recentBody {
-		result = nil
-	}
-	// The result may be a small part of the large buffer it was received in.
-	q.recent[j.ID] = &endedJob{job: j, result: bytes.Clone(result)}
-	if len(q.recentRing) < recentJobs {
-		q.recentRing = append(q.recentRing, j.ID)
-		return
-	}
-	delete(q.recent, q.recentRing[q.recentAt])
-	q.recentRing[q.recentAt] = j.ID
-	q.recentAt = (q.recentAt + 1) % recentJobs
 }
 
 // settledLocked finds a pending entry that no write is about to move. wait is
