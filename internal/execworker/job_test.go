@@ -281,7 +281,7 @@ echo 'CJM_PROGRESS is a word' >&2; echo plain >&2`, execspec.Spec{
 	if !slices.Equal(s.logs, []string{"stderr: CJM_PROGRESS is a word", "stderr: plain"}) {
 		t.Fatalf("the log: %q", s.logs)
 	}
-	b = start(t, `for i in 1 2 3 4; do echo "CJM_PROGRESS 0.$i step $i" >&2; done`, execspec.Spec{Stdout: execspec.StdoutText})
+	b = start(t, `for i in 1 2 3 4; do echo "CJM_PROGRESS $i/10 step $i" >&2; done`, execspec.Spec{Stdout: execspec.StdoutText})
 	_, s, err = b.run(b.call(`{}`))
 	if want := (supervisor.Progress{Fraction: 0.4, Message: "step 4"}); err != nil || len(s.progress) == 0 || s.progress[len(s.progress)-1] != want {
 		t.Fatalf("progress: %+v %v", s.progress, err)

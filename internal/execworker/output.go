@@ -341,14 +341,24 @@ type meter struct {
 	turn    *time.Timer // until it may be; nil when none runs
 }
 
-// say reads "fraction message".
+// say reads "fraction message"; the fraction may be a quotient (3/8), which a shell
+// script need not compute.
 func (m *meter) say(text string) bool {
 	number, message, _ := strings.Cut(strings.TrimSpace(text), " ")
-	fraction, err := strconv.ParseFloat(number, 64)
+	above, below, quotient := strings.Cut(number, "/")
+	fraction, err := strconv.ParseFloat(above, 64)
+	if err == nil && quotient {
+		var n float64
+		if n, err = strconv.ParseFloat(below, 64); err == nil && n > 0 {
+			fraction /= n
+		} else if err == nil {
+			fraction = -1
+		}
+	}
 	if err != nil {
 		return false
 	}
-	m.tell(fraction, strings.TrimSpace(message))
+	m.tell(min(fraction, 1), strings.TrimSpace(message))
 	return true
 }
 

@@ -87,7 +87,7 @@ func format(path string, top map[string]any) (string, error) {
 }
 
 // v3Only are keys that only our own format has.
-var v3Only = []string{"runtime", "command", "concurrency", "isolation", "limits", "devices", "retry", "timeouts", "secrets", "path"}
+var v3Only = []string{"exec", "command", "concurrency", "isolation", "limits", "devices", "retry", "timeouts", "secrets", "path"}
 
 // readV1 reads the flat format. Unknown keys stay in Raw.
 func readV1(f *fields, m *Manifest) {
@@ -101,7 +101,7 @@ func readV1(f *fields, m *Manifest) {
 	m.Env = readEnv(f, "env_vars", false)
 	readSchema(f, m)
 	readResources(f, m)
-	m.Runtime, m.Concurrency = "native", 1
+	m.Runtime, m.Concurrency = readOldRuntime(f, m), 1
 	for _, k := range v3Only {
 		if _, ok := f.obj[k]; ok {
 			m.Warnings = append(m.Warnings, fmt.Sprintf("%s is not read here; add \"format_version\": \"3\" for it", k))
@@ -139,7 +139,21 @@ func readV2(f *fields, m *Manifest) {
 	readWorkerEnv(code, m)
 	readSchema(code, m)
 	readResources(code, m)
-	m.Runtime, m.Concurrency = "native", 1
+	overrides, _ := f.object("overrides")
+	m.Runtime, m.Concurrency = readOldRuntime(overrides, m), 1
+}
+
+// readOldRuntime reads the one key of ours that older manifests may have: that
+// the plugin keeps the HTTP worker of its base library.
+func readOldRuntime(f *fields, m *Manifest) string {
+	switch r := f.obj["runtime"]; r {
+	case "http":
+		return "http"
+	case nil, "native":
+	default:
+		m.Warnings = append(m.Warnings, fmt.Sprintf("runtime %v is not read here; add \"format_version\": \"3\" for it", r))
+	}
+	return "native"
 }
 
 // readWorkerEnv reads v2's variables: defaults go over env_vars, secrets come

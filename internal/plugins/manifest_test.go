@@ -85,7 +85,7 @@ func TestParse_V1(t *testing.T) {
 	m, err = ParseManifest("w.json", []byte(`{"name":"n","module":"m","class":"C","python_path":"/p","resources":{"min_gpu_vram_mb":9},"runtime":"exec"}`))
 	require.NoError(t, err)
 	require.Zero(t, m.Demand)
-	require.Equal(t, []string{`runtime is not read here; add "format_version": "3" for it`}, m.Warnings)
+	require.Equal(t, []string{`runtime exec is not read here; add "format_version": "3" for it`}, m.Warnings)
 }
 
 func TestParse_V2(t *testing.T) {
