@@ -242,8 +242,8 @@ func (m *model) drain() {
 		_, err := j.run.Finish(m.ctx(), out)
 		require.NoError(m.rt, err)
 		m.end(j, out.Status)
-		m.check()
 	}
+	m.check()
 }
 
 func (m *model) passTime() {

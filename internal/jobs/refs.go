@@ -226,24 +226,28 @@ func checkRefs(sp Spec) error {
 // error that is a *RefError will be the same next time.
 func (r *Run) Resolve(ctx context.Context) (Job, error) {
 	j := r.Job()
-	results := map[ID]json.RawMessage{}
-	fill := func(x ref) (json.RawMessage, error) {
+	type place struct {
+		id   ID
+		path string
+	}
+	found := map[place]json.RawMessage{}
+	fill := func(x ref) (part json.RawMessage, err error) {
 		if x.result == "" {
 			return r.q.filePath(j.ID, x)
 		}
-		whole, ok := results[x.result]
-		if !ok {
-			var err error
-			if whole, err = r.q.resultJSON(ctx, x.result); err != nil {
+		at, whole := place{x.result, x.path}, place{id: x.result}
+		if part = found[at]; part != nil {
+			return part, nil
+		}
+		if found[whole] == nil {
+			if found[whole], err = r.q.resultJSON(ctx, x.result); err != nil {
 				return nil, err
 			}
-			results[x.result] = whole
 		}
-		part, err := follow(whole, x.path)
-		if err != nil {
+		if found[at], err = follow(found[whole], x.path); err != nil {
 			return nil, &RefError{fmt.Sprintf("result of job %s: %v", x.result, err)}
 		}
-		return part, nil
+		return found[at], nil
 	}
 	var err error
 	if j.Spec.Args, err = replaceRefs(j.Spec.Args, fill); err != nil {
