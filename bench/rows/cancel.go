@@ -28,7 +28,7 @@ func cancelRow(ctx context.Context, b *harness.Bench) (_ []harness.Result, err e
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, d.Stop()) }()
-	polite, err := harness.Repeat(b.Times(20, 100), func() (time.Duration, error) { return cancelOnce(ctx, d, false) })
+	polite, err := harness.Repeat(b.Times(12, 100), func() (time.Duration, error) { return cancelOnce(ctx, d, false) })
 	if err != nil {
 		return nil, err
 	}

@@ -24,7 +24,7 @@ func idle(ctx context.Context, b *harness.Bench) (_ []harness.Result, err error)
 		return nil, err
 	}
 	begin := time.Now()
-	if err := pause(ctx, b.For(3*time.Second, 20*time.Second)); err != nil {
+	if err := pause(ctx, b.For(2*time.Second, 20*time.Second)); err != nil {
 		return nil, err
 	}
 	after, err := d.ExactCPU()

@@ -50,9 +50,9 @@ func rpc(ctx context.Context, b *harness.Bench) (_ []harness.Result, err error) 
 		{"16 clients, concurrency 16", 16, execute("noop16")},
 		{"16 clients, POST /v1/jobs?wait=", 16, wait},
 	}
-	loads := make([][]harness.Load, len(cases))
+	loads, costs := make([][]harness.Load, len(cases)), make([][]float64, len(cases))
 	var shortest, bare []float64
-	slice := b.For(500*time.Millisecond, 3*time.Second)
+	slice := b.For(350*time.Millisecond, 3*time.Second)
 	repeats := b.Times(3, 5)
 	for i := range repeats + 1 { // the first is for warming up
 		short, err := callRate(slice/4, func() error { return rawCall(raw) })
@@ -67,12 +67,15 @@ func rpc(ctx context.Context, b *harness.Bench) (_ []harness.Result, err error) 
 			shortest, bare = append(shortest, short), append(bare, loop)
 		}
 		for k, c := range cases {
-			l, err := harness.RunLoad(ctx, c.clients, slice, d.Target(c.request, 200))
+			l, cpu, err := costOf(d, func() (harness.Load, error) {
+				return harness.RunLoad(ctx, c.clients, slice, d.Target(c.request, 200))
+			})
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", c.name, err)
 			}
 			if i > 0 {
 				loads[k] = append(loads[k], l)
+				costs[k] = append(costs[k], cpu)
 			}
 		}
 	}
@@ -88,9 +91,26 @@ func rpc(ctx context.Context, b *harness.Bench) (_ []harness.Result, err error) 
 		case "16 clients":
 			rate = rate.RatioAtLeast(0.15)
 		}
-		out = append(out, rate, p50, harness.Of("rpc", c.name+": p99", harness.Milliseconds(l.P99), "ms"))
+		out = append(out, rate, p50, harness.Of("rpc", c.name+": p99", harness.Milliseconds(l.P99), "ms"),
+			harness.Of("rpc", c.name+": processor time of the daemon, a job", harness.Median(costs[k]), "µs"))
 	}
 	return out, nil
+}
+
+// costOf adds to a load what the daemon took of the processors for one job of it.
+func costOf(d *harness.Daemon, load func() (harness.Load, error)) (harness.Load, float64, error) {
+	before, err := d.ExactCPU()
+	if err != nil {
+		return harness.Load{}, 0, err
+	}
+	begin := time.Now()
+	l, err := load()
+	if err != nil {
+		return l, 0, err
+	}
+	jobs := l.Rate * time.Since(begin).Seconds()
+	after, err := d.ExactCPU()
+	return l, micros(after-before) / max(jobs, 1), err
 }
 
 // rawCall is one call of the shortest loop.

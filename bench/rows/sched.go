@@ -49,7 +49,7 @@ func crowded(ctx context.Context, b *harness.Bench, pending int) (_ passes, err 
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
 	var full, unchanged, submits []float64
-	for range b.Times(200, 1000) {
+	for range b.Times(120, 1000) {
 		begin := time.Now()
 		if err := c.submit(ctx, 1); err != nil {
 			return passes{}, err

@@ -19,7 +19,7 @@ func start(ctx context.Context, b *harness.Bench) (_ []harness.Result, err error
 	}
 	defer func() { err = errors.Join(err, d.Stop()) }()
 	var requests, spawns, pass []time.Duration
-	for i := range b.Times(12, 40) + 2 {
+	for i := range b.Times(8, 40) + 2 {
 		bare, err := pythonPass(ctx, b)
 		if err != nil {
 			return nil, err

@@ -32,7 +32,7 @@ func stream(ctx context.Context, b *harness.Bench) (_ []harness.Result, err erro
 		return nil, err
 	}
 	var limits, one []float64
-	count := b.Times(30_000, 200_000)
+	count := b.Times(20_000, 200_000)
 	for i := range b.Times(3, 5) + 1 {
 		limit, err := rawStream(raw, count)
 		if err != nil {
@@ -47,7 +47,7 @@ func stream(ctx context.Context, b *harness.Bench) (_ []harness.Result, err erro
 		}
 	}
 	limit := harness.Median(limits)
-	many, err := harness.Repeat(b.Times(2, 3), func() (float64, error) { return streamMany(ctx, d, 100, b.Times(5_000, 20_000)) })
+	many, err := harness.Repeat(b.Times(2, 3), func() (float64, error) { return streamMany(ctx, d, 100, b.Times(3_000, 20_000)) })
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +224,7 @@ const (
 // stall compares the delay from yield to reader, of readers that keep up, with
 // and without another one that never reads.
 func stall(ctx context.Context, b *harness.Bench, d *harness.Daemon) ([]harness.Result, error) {
-	count := b.Times(400, 2000)
+	count := b.Times(240, 2000)
 	var without, with, p50 []float64
 	for i := range b.Times(3, 5) + 1 {
 		quiet, err := paced(ctx, d, count, false)

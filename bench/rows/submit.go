@@ -26,7 +26,7 @@ const (
 // submit: durable submits, alone and in batches, to a queue that is paused,
 // beside the store without anything around it.
 func submit(ctx context.Context, b *harness.Bench) (_ []harness.Result, err error) {
-	slice := b.For(400*time.Millisecond, 3*time.Second)
+	slice := b.For(250*time.Millisecond, 3*time.Second)
 	repeats := b.Times(3, 5)
 	d, err := b.Daemon(ctx)
 	if err != nil {
@@ -78,7 +78,7 @@ func submit(ctx context.Context, b *harness.Bench) (_ []harness.Result, err erro
 // submitBatches runs one client; every request holds batchSize jobs.
 func submitBatches(ctx context.Context, b *harness.Bench, d *harness.Daemon, store *sqlitestore.Store) (harness.Result, error) {
 	request := batchRequest(batchSize)
-	slice := b.For(400*time.Millisecond, 3*time.Second)
+	slice := b.For(250*time.Millisecond, 3*time.Second)
 	var rates, alone []float64
 	for i := range b.Times(3, 5) + 1 {
 		a, err := storeAlone(ctx, store, 1, batchSize, slice/2)
