@@ -129,7 +129,7 @@ func (r *run) execute(ctx context.Context, job *jobs.Job, dir string) (superviso
 	}
 	call := supervisor.Call{
 		ID: string(job.ID), Attempt: job.Attempt, Args: spec.Args, Kwargs: spec.Kwargs, Stream: spec.Stream,
-		Task: spec.Task, Method: spec.Method, Dir: dir,
+		Task: spec.Task, Method: spec.Method, Dir: dir, Envelope: envelope(job),
 		CancelGrace:    firstSet(spec.CancelGrace, r.timeouts.CancelGrace),
 		InterruptGrace: firstSet(spec.InterruptGrace, r.timeouts.InterruptGrace),
 	}
