@@ -337,7 +337,7 @@ func flakyIndex(t *testing.T, wheel string, breaks int32) (address string, asked
 
 func TestInstall_NetworkThatDiesHalfWay(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := setup(t, realTool(t, os.Environ()))
 	b.in.o.Env = append(b.in.o.Env, "UV_OFFLINE=0", "NO_PROXY=127.0.0.1")
 	index, asked := flakyIndex(t, b.echo("1.0"), 1)
 	f := b.file(fmt.Sprintf("plugins: [{name: echo, package: echo-plugin==1.0, index: %q}]", index))

@@ -2,11 +2,14 @@ package envs
 
 import (
 	"archive/zip"
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -52,7 +55,7 @@ func setup(t *testing.T, backends ...Backend) *bench {
 	b := &bench{t: t, dir: dir}
 	env := append(os.Environ(), "UV_OFFLINE=1", "UV_HTTP_RETRIES=0", "PIP_RETRIES=0", "PIP_TIMEOUT=10", "UV_CACHE_DIR="+uvCache, "PIP_NO_CACHE_DIR=1")
 	if backends == nil {
-		backends = []Backend{fastest(t, env)}
+		backends = []Backend{newUnpacker(t)}
 	}
 	b.in, err = New(Options{
 		Envs: filepath.Join(dir, "envs"), Manifests: filepath.Join(dir, "manifests"), Logs: filepath.Join(dir, "logs"),
@@ -62,8 +65,52 @@ func setup(t *testing.T, backends ...Backend) *bench {
 	return b
 }
 
-// fastest is uv where there is one: a venv with pip takes seconds to make.
-func fastest(t *testing.T, env []string) Backend {
+// unpacker is a backend for the tests of everything around backends: a bare venv
+// and wheels unpacked by hand, in a tenth of the time that uv or pip take.
+type unpacker struct{ python string }
+
+func newUnpacker(t *testing.T) *unpacker {
+	t.Helper()
+	python, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip("there is no python3 here")
+	}
+	return &unpacker{python}
+}
+
+func (u *unpacker) Name() string                          { return UV }
+func (u *unpacker) Probe(context.Context) (string, error) { return "unpacker 1", nil }
+
+func (u *unpacker) Create(ctx context.Context, s *steps, dir string, _ Entry) error {
+	return s.run(ctx, "make the environment", []string{u.python, "-m", "venv", "--without-pip", dir})
+}
+
+func (u *unpacker) Install(ctx context.Context, s *steps, dir string, e Entry) error {
+	site, err := filepath.Glob(filepath.Join(dir, "lib", "python*", "site-packages"))
+	if err != nil || len(site) != 1 {
+		return fmt.Errorf("cannot find site-packages: %v %w", site, err)
+	}
+	for _, word := range e.words() {
+		if !strings.HasSuffix(word, ".whl") {
+			return s.run(ctx, "install its packages", []string{u.python, "-c", "import sys; sys.exit('no such package: ' + sys.argv[1])", word})
+		}
+		name, version, _ := strings.Cut(filepath.Base(word), "-")
+		version, _, _ = strings.Cut(version, "-")
+		z, err := zip.OpenReader(word)
+		if err != nil {
+			return err
+		}
+		direct := filepath.Join(site[0], name+"-"+version+".dist-info", "direct_url.json")
+		err = errors.Join(os.CopyFS(site[0], z), z.Close(), os.WriteFile(direct, fmt.Appendf(nil, `{"url": "file://%s"}`, word), 0o644))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// realTool is uv, or else venv with pip, for what only they can show.
+func realTool(t *testing.T, env []string) Backend {
 	t.Helper()
 	for _, b := range Backends(env)[:2] {
 		if _, err := b.Probe(t.Context()); err == nil {
