@@ -1,5 +1,3 @@
-//go:build simtest
-
 package simtest
 
 import (
@@ -53,7 +51,7 @@ func (s shape) draw(rt *rapid.T) *Trace {
 		left -= k
 		t.Arrivals = append(t.Arrivals, Arrival{Plugin: fmt.Sprintf("p%d", rapid.IntRange(0, n-1).Draw(rt, "plugin")), Count: k,
 			At:       Time(time.Duration(rapid.IntRange(0, 120).Draw(rt, "at")) * time.Second),
-			Every:    Time(time.Duration(rapid.SampledFrom([]int{0, 0, 1, 5, 20}).Draw(rt, "every")) * time.Second),
+			Every:    Time(time.Duration(rapid.SampledFrom(s.pauses()).Draw(rt, "every")) * time.Second),
 			Jitter:   rapid.SampledFrom([]float64{0, 0.5, 1}).Draw(rt, "jitter"),
 			Priority: rapid.SampledFrom([]int{0, 0, 0, 5}).Draw(rt, "priority"), Submitter: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(rt, "who")})
 	}
@@ -63,6 +61,14 @@ func (s shape) draw(rt *rapid.T) *Trace {
 		rt.Fatalf("drew a trace that makes no sense: %v", err)
 	}
 	return t
+}
+
+// pauses are the seconds between two jobs of an arrival.
+func (s shape) pauses() []int {
+	if s.quick { // hundreds of jobs each
+		return []int{0, 0, 0, 1, 2}
+	}
+	return []int{0, 0, 1, 5, 20}
 }
 
 // shortest and longest are milliseconds of a run.

@@ -1,5 +1,3 @@
-//go:build simtest
-
 package simtest
 
 import (
@@ -23,12 +21,15 @@ func TestRandom_RightNeeds_NothingRunsOutOfMemoryAndAllComplete(t *testing.T) {
 	})
 }
 
+// crowd is how many jobs a large trace has at most.
+const crowd = 3500
+
 // Many short jobs: this is where most of the admissions come from. What lasts for
 // less than a reading is learned wrong now and then.
 func TestRandom_Crowds_AllEnd(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
-		r, _ := simulate(rt, shape{jobs: 1500, quick: true}.draw(rt), subject())
+		r, _ := simulate(rt, shape{jobs: crowd, quick: true}.draw(rt), subject())
 		if r.Overdue {
 			tell(rt, r)
 			rt.Fatalf("jobs are left at %s", r.End)

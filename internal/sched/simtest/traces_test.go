@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -23,14 +24,30 @@ func trace(t testing.TB, name string) *Trace {
 	return tr
 }
 
+// compared is one example trace, simulated once for all tests.
+type compared struct {
+	once    sync.Once
+	c       *Comparison
+	results []*Result
+	err     error
+}
+
+var examples sync.Map // name → *compared
+
 // compare simulates a trace as `cjmd simulate` does.
 func compare(t testing.TB, name string) (*Comparison, []*Result) {
 	t.Helper()
-	c, results, err := Compare(trace(t, name), Options{Policy: subject(), RAMMargin: 512 * resource.MiB, Margin: 256 * resource.MiB})
-	require.NoError(t, err)
-	for _, r := range results {
-		admissions.Add(int64(r.Admissions))
-	}
+	tr := trace(t, name)
+	known, _ := examples.LoadOrStore(name, new(compared))
+	e := known.(*compared)
+	e.once.Do(func() {
+		e.c, e.results, e.err = Compare(tr, Options{Policy: subject(), RAMMargin: 512 * resource.MiB, Margin: 256 * resource.MiB})
+		for _, r := range e.results {
+			admissions.Add(int64(r.Admissions))
+		}
+	})
+	c, results := e.c, e.results
+	require.NoError(t, e.err)
 	require.Equal(t, []string{"reserve", "sequential", "skip-ahead"}, []string{c.Results[0].Policy, c.Results[1].Policy, c.Results[2].Policy})
 	return c, results
 }
