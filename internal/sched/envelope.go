@@ -16,12 +16,13 @@ const controlLabel = "control."
 const maxFlag = 100
 
 // envelope is what a plugin may know about who wants the job: it travels beside
-// the arguments and changes nothing by itself. Nil when there is nothing to say.
+// the arguments and changes nothing by itself.
 func envelope(job *jobs.Job) json.RawMessage {
 	said := struct {
+		Job     jobs.ID        `json:"job_id"`
 		Actor   string         `json:"actor,omitempty"`
 		Control map[string]any `json:"control,omitempty"`
-	}{Actor: job.Submitter}
+	}{Job: job.ID, Actor: job.Submitter}
 	for key, value := range job.Spec.Labels {
 		name, ok := strings.CutPrefix(key, controlLabel)
 		if !ok || name == "" || len(name)+len(value) > maxFlag {
@@ -36,9 +37,6 @@ func envelope(job *jobs.Job) json.RawMessage {
 		default:
 			said.Control[name] = value
 		}
-	}
-	if said.Actor == "" && said.Control == nil {
-		return nil
 	}
 	raw, err := json.Marshal(said)
 	if err != nil { // strings and maps of strings always marshal

@@ -12,11 +12,10 @@ import (
 
 func TestEnvelope_SaysWhoAsksAndCarriesControlFlags(t *testing.T) {
 	t.Parallel()
-	job := &jobs.Job{Submitter: "uid:1000"}
-	require.JSONEq(t, `{"actor":"uid:1000"}`, string(envelope(job)))
+	job := &jobs.Job{ID: "j1", Submitter: "uid:1000"}
+	require.JSONEq(t, `{"job_id":"j1","actor":"uid:1000"}`, string(envelope(job)))
 	job.Spec.Labels = map[string]string{"run": "r1", "control.force": "true", "control.cache": "false", "control.mode": "deep", "control.": "x"}
-	require.JSONEq(t, `{"actor":"uid:1000","control":{"force":true,"cache":false,"mode":"deep"}}`, string(envelope(job)))
-	require.Nil(t, envelope(&jobs.Job{}))
+	require.JSONEq(t, `{"job_id":"j1","actor":"uid:1000","control":{"force":true,"cache":false,"mode":"deep"}}`, string(envelope(job)))
 }
 
 func TestEnvelope_FitsTheHeaderWhateverTheLabelsAre(t *testing.T) {
