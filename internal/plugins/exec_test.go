@@ -78,6 +78,11 @@ func TestExecPage_IsTrue(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "exec.md"))
 	require.NoError(t, err)
+	for _, file := range []string{"manifest.yaml", "greet.sh"} { // what test/e2e runs
+		content, err := os.ReadFile(filepath.Join("..", "..", "test", "e2e", "testdata", "plugins", "greet", file))
+		require.NoError(t, err)
+		require.Contains(t, string(text), "\n"+string(content)+"```")
+	}
 	blocks := strings.Split(string(text), "```yaml\n")[1:]
 	require.Len(t, blocks, 2)
 	for _, b := range blocks {
