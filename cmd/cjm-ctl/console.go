@@ -58,7 +58,7 @@ func (c console) paintWord(word, shown string) string {
 	switch strings.TrimSpace(word) {
 	case "completed", "ready", "ok", "fresh", "registered", "yes":
 		return c.paint(green, shown)
-	case "failed", "unkillable", "failing", "error", "unusable", "worker_failed":
+	case "failed", "unkillable", "failing", "error", "unusable", "worker_failed", "missing":
 		return c.paint(red, shown)
 	case "running", "busy", "executing":
 		return c.paint(cyan, shown)

@@ -27,7 +27,7 @@ var version, commit, date = "devel", "", ""
 // verbs is the whole program.
 func verbs(a *app) []*cobra.Command {
 	return []*cobra.Command{
-		newStatus(a), newQueue(a), newJobs(a), newWorkers(a), newDevices(a), newMonitor(a),
+		newStatus(a), newQueue(a), newJobs(a), newWorkers(a), newIsolation(a), newDevices(a), newMonitor(a),
 		newRun(a), newSubmit(a), newJob(a), newWait(a), newResult(a), newFiles(a), newLogs(a), newEvents(a), newExplain(a),
 		newCancel(a), newPriority(a), newHold(a), newRelease(a), newRetry(a),
 		newPlugins(a), newLoad(a), newUnload(a), newReload(a), newEnable(a), newDisable(a), newConfig(a), newInstances(a), newProfile(a), newSetSecret(a), newListSecrets(a),

@@ -58,17 +58,18 @@ func newInstanceSet(a *app) *cobra.Command {
 	var pinned, autoload, anywhere bool
 	var concurrency int
 	cmd := &cobra.Command{
-		Use: "set NAME", Args: count(1, 1), Short: "Change where its worker sits, and when it is loaded",
+		Use: "set NAME", Args: count(1, 1), Short: "Change where its worker sits, how it is held, and when it is loaded",
 		Long: `Changes settings of an instance; what is not named stays:
 
   cjm-ctl instances set whisper --pin 0            on the first card, nowhere else
   cjm-ctl instances set whisper --avoid GPU-5e1f   by UUID, last of all
   cjm-ctl instances set whisper --anywhere         as the manifest says, again
   cjm-ctl instances set whisper --keep --autoload  always loaded
+  cjm-ctl instances set whisper --isolation 3 --network none --memory-max 8G
 
-A placement counts from the next start of the worker (cjm-ctl reload NAME).`,
+Placement, isolation and limits count from the next start of the worker (cjm-ctl reload NAME).`,
 	}
-	place := addPlacement(cmd)
+	place, hold := addPlacement(cmd), addHolding(cmd)
 	f := cmd.Flags()
 	f.BoolVar(&anywhere, "anywhere", false, "forget every wish about accelerators but the manifest's")
 	f.BoolVar(&pinned, "keep", false, "keep its worker loaded: it is never evicted (--keep=false ends that)")
@@ -80,6 +81,12 @@ A placement counts from the next start of the worker (cjm-ctl reload NAME).`,
 			return err
 		}
 		body := wire.InstancePatch{Placement: place.over(now.Placement)}
+		if body.Isolation, err = hold.wish(now.Isolation); err != nil {
+			return err
+		}
+		if body.Limits, err = hold.limits(now.Limits); err != nil {
+			return err
+		}
 		switch {
 		case anywhere && body.Placement != nil:
 			return usagef("--anywhere forgets placements; it goes with none of --pin, --prefer, --avoid, --devices")
@@ -136,7 +143,33 @@ func (a *app) showInstance(x wire.Instance) error {
 			facts = append(facts, fact{"accelerators", points(float64(p.Count))})
 		}
 	}
+	if i := x.Isolation; i != nil {
+		facts = append(facts, fact{"isolation", i.Tier}, fact{"requires", strings.Join(i.Require, ", ")}, fact{"network", i.Network}, fact{"sees", strings.Join(i.Read, ", ")})
+	}
+	if l := x.Limits; l != nil {
+		facts = append(facts, limitFacts(l)...)
+	}
 	return a.printFacts(facts...)
+}
+
+// limitFacts leaves out what is not limited.
+func limitFacts(l *wire.WorkerLimits) []fact {
+	var facts []fact
+	if l.MemoryMaxMb > 0 {
+		facts = append(facts, fact{"most memory", sizeMB(float64(l.MemoryMaxMb))})
+	}
+	for _, x := range []struct {
+		name  string
+		value float64
+	}{
+		{"most processes", float64(l.PidsMax)}, {"most processors", l.CpuMax}, {"processor share", float64(l.CpuWeight)},
+		{"disk share", float64(l.IoWeight)}, {"most open files", float64(l.Nofile)}, {"niceness", float64(l.Nice)},
+	} {
+		if x.value != 0 {
+			facts = append(facts, fact{x.name, points(x.value)})
+		}
+	}
+	return facts
 }
 
 // names lists accelerators; an empty list lifts what the manifest says.

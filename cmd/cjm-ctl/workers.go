@@ -80,7 +80,7 @@ func (a *app) showWorker(w wire.Worker) error {
 		{"restarts", fmt.Sprintf("%d (%d processes so far)", w.Restarts, w.Generation)},
 		{"calls", fmt.Sprintf("%d, at most %d at once", w.CallsTotal, w.Concurrency)},
 		{"jobs", strings.Join(w.Jobs, " ")},
-		{"runtime", strings.TrimSpace(w.Runtime + " " + w.Version)},
+		{"runtime", strings.TrimSpace(w.Runtime + " " + w.Version)}, {"tier", w.Tier},
 		{"capabilities", strings.Join(w.Capabilities, " ")},
 	}
 	if w.Pid > 0 {
@@ -100,11 +100,7 @@ func (a *app) showWorker(w wire.Worker) error {
 		return err
 	}
 	fmt.Fprintln(a.out.w)
-	t := &table{cols: []column{{title: "ISOLATION"}, {title: "REQUESTED"}, {title: "IN FORCE"}, {title: "VERIFIED BY"}, {title: "DETAIL", flex: true, min: 10}}}
-	for _, f := range w.Isolation {
-		t.row(f.Mechanism, yesNo(f.Requested), yesNo(f.InForce), f.VerifiedBy, f.Detail)
-	}
-	return a.printTable(t)
+	return a.printIsolation(w.Isolation)
 }
 
 func yesNo(b bool) string {

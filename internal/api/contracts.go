@@ -95,6 +95,7 @@ const PrivateCall = "~"
 type Workers interface {
 	Status(instance string) (supervisor.Status, bool)
 	List() []supervisor.Status
+	Tiers(ctx context.Context) []supervisor.TierState
 	Request(ctx context.Context, instance, method string, params json.RawMessage) (json.RawMessage, error)
 	// Logs is the log of an instance's worker, empty when it never had one; false
 	// when the daemon is going.

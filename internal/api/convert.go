@@ -2,6 +2,7 @@ package api
 
 import (
 	"encoding/json"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -105,11 +106,50 @@ func wireWorker(st supervisor.Status) wire.Worker {
 			out.DeviceMemoryMb[dev] = resource.Bytes(bytes).MB()
 		}
 	}
-	for _, f := range st.Isolation {
-		out.Isolation = append(out.Isolation, wire.IsolationFact{Mechanism: f.Mechanism, Requested: f.Requested, InForce: f.InForce,
-			VerifiedBy: f.VerifiedBy, Detail: f.Detail})
+	out.Tier, out.Isolation = st.Tier, wireFacts(st.Isolation)
+	return out
+}
+
+func wireFacts(facts []supervisor.IsolationFact) []wire.IsolationFact {
+	out := make([]wire.IsolationFact, len(facts))
+	for i, f := range facts {
+		out[i] = wire.IsolationFact{Mechanism: f.Mechanism, Requested: f.Requested, InForce: f.InForce, VerifiedBy: f.VerifiedBy, Detail: f.Detail}
 	}
 	return out
+}
+
+func wireIsolation(i *plugins.Isolation) *wire.IsolationWish {
+	if i == nil {
+		return nil
+	}
+	return &wire.IsolationWish{Tier: i.Tier, Require: i.Require, Network: i.Network, Read: i.Read}
+}
+
+func isolationWish(i *wire.IsolationWish) *plugins.Isolation {
+	if i == nil {
+		return nil
+	}
+	read := make([]string, len(i.Read))
+	for n, path := range i.Read {
+		read[n] = filepath.Clean(path)
+	}
+	return &plugins.Isolation{Tier: i.Tier, Require: i.Require, Network: i.Network, Read: read}
+}
+
+func wireLimits(l *plugins.Limits) *wire.WorkerLimits {
+	if l == nil {
+		return nil
+	}
+	return &wire.WorkerLimits{MemoryMaxMb: l.MemoryMaxMB, PidsMax: l.PidsMax, CpuMax: l.CPUMax, CpuWeight: l.CPUWeight, IoWeight: l.IOWeight,
+		Nofile: l.NoFile, Nice: l.Nice}
+}
+
+func workerLimits(l *wire.WorkerLimits) *plugins.Limits {
+	if l == nil {
+		return nil
+	}
+	return &plugins.Limits{MemoryMaxMB: l.MemoryMaxMb, PidsMax: l.PidsMax, CPUMax: l.CpuMax, CPUWeight: l.CpuWeight, IOWeight: l.IoWeight,
+		NoFile: l.Nofile, Nice: l.Nice}
 }
 
 // jobsOf leaves out the calls that are no jobs.
@@ -120,7 +160,7 @@ func jobsOf(calls []string) []string {
 func wireInstance(inst plugins.Instance, state supervisor.State) wire.Instance {
 	return wire.Instance{Id: inst.ID, Plugin: inst.Plugin, Enabled: inst.Enabled, Pinned: inst.Pinned, Autoload: inst.Autoload,
 		Concurrency: inst.Concurrency, Config: orEmpty(inst.Config), Revision: inst.Revision, UpdatedAt: utc(inst.UpdatedAt),
-		Placement: wirePlacement(inst.Placement), State: wire.WorkerState(state)}
+		Placement: wirePlacement(inst.Placement), Isolation: wireIsolation(inst.Isolation), Limits: wireLimits(inst.Limits), State: wire.WorkerState(state)}
 }
 
 func wirePlacement(p *plugins.Placement) *wire.Placement {

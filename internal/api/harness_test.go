@@ -449,12 +449,16 @@ type fakeWorkers struct{ log supervisor.LogSource }
 
 func (w *fakeWorkers) status() supervisor.Status {
 	return supervisor.Status{Instance: "textstats", Plugin: "textstats", State: supervisor.ReadyState, Since: time.Now(), PID: 4711, Generation: 1, Concurrency: 1,
-		RSS: 10 << 20, Usage: &supervisor.Usage{Devices: map[string]int64{"GPU-1": 5 << 20}}, Isolation: []supervisor.IsolationFact{{Mechanism: "cgroup", InForce: true}},
-		LastExit: &supervisor.Exit{Kind: supervisor.ExitError, Code: 3}}
+		RSS: 10 << 20, Usage: &supervisor.Usage{Devices: map[string]int64{"GPU-1": 5 << 20}}, Tier: "contained",
+		Isolation: []supervisor.IsolationFact{{Mechanism: "cgroup", InForce: true}, {Mechanism: "memory", Requested: true, Detail: "no controller"}},
+		LastExit:  &supervisor.Exit{Kind: supervisor.ExitError, Code: 3}}
 }
 
 func (w *fakeWorkers) Status(i string) (supervisor.Status, bool) {
 	return w.status(), i == "textstats"
+}
+func (w *fakeWorkers) Tiers(context.Context) []supervisor.TierState {
+	return []supervisor.TierState{{Name: "none", Auto: true}, {Name: "basic", Why: "not here"}}
 }
 func (w *fakeWorkers) List() []supervisor.Status { return []supervisor.Status{w.status()} }
 func (w *fakeWorkers) Request(_ context.Context, i, method string, _ json.RawMessage) (json.RawMessage, error) {

@@ -328,7 +328,8 @@ func (s *server) ListInstances(_ context.Context, req wire.ListInstancesRequestO
 func (s *server) CreateInstance(ctx context.Context, req wire.CreateInstanceRequestObject) (wire.CreateInstanceResponseObject, error) {
 	b := req.Body
 	inst := plugins.Instance{ID: b.Id, Plugin: req.Name, Config: b.Config, Enabled: b.Enabled == nil || *b.Enabled, Pinned: b.Pinned,
-		Autoload: b.Autoload, Concurrency: b.Concurrency, Placement: placement(b.Placement)}
+		Autoload: b.Autoload, Concurrency: b.Concurrency, Placement: placement(b.Placement),
+		Isolation: isolationWish(b.Isolation), Limits: workerLimits(b.Limits)}
 	made, err := s.o.Plugins.CreateInstance(ctx, inst)
 	if err != nil {
 		return nil, err
@@ -347,7 +348,8 @@ func (s *server) PatchInstance(ctx context.Context, req wire.PatchInstanceReques
 		return nil, &plugins.NotFoundError{Kind: "instance", Name: req.Instance}
 	}
 	b := req.Body
-	inst, err = s.o.Plugins.Update(ctx, inst.ID, plugins.Settings{Pinned: b.Pinned, Autoload: b.Autoload, Concurrency: b.Concurrency, Placement: placement(b.Placement)})
+	inst, err = s.o.Plugins.Update(ctx, inst.ID, plugins.Settings{Pinned: b.Pinned, Autoload: b.Autoload, Concurrency: b.Concurrency, Placement: placement(b.Placement),
+		Isolation: isolationWish(b.Isolation), Limits: workerLimits(b.Limits)})
 	if err != nil {
 		return nil, err
 	}

@@ -83,6 +83,7 @@ func routes(g *wire.ServerInterfaceWrapper) []route {
 
 		{get, "/v1/workers", "listWorkers", RoleRead, g.ListWorkers},
 		{get, "/v1/workers/{id}", "getWorker", RoleRead, g.GetWorker},
+		{get, "/v1/isolation", "getIsolation", RoleRead, g.GetIsolation},
 
 		{get, "/v1/system", "getSystem", RoleRead, g.GetSystem},
 		{get, "/v1/monitors", "listMonitors", RoleRead, g.ListMonitors},

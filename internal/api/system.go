@@ -38,6 +38,23 @@ func (s *server) GetWorker(_ context.Context, req wire.GetWorkerRequestObject) (
 	return wire.GetWorker200JSONResponse(wireWorker(st)), nil
 }
 
+// GetIsolation is GET /v1/isolation.
+func (s *server) GetIsolation(ctx context.Context, _ wire.GetIsolationRequestObject) (wire.GetIsolationResponseObject, error) {
+	out := wire.GetIsolation200JSONResponse{Tiers: []wire.TierState{}, Workers: []wire.WorkerIsolation{}}
+	for i, t := range s.o.Workers.Tiers(ctx) {
+		out.Tiers = append(out.Tiers, wire.TierState{Tier: i, Name: t.Name, Available: t.Why == "", Why: t.Why})
+		if t.Auto {
+			out.Auto = t.Name
+		}
+	}
+	for _, st := range s.o.Workers.List() {
+		if st.Tier != "" {
+			out.Workers = append(out.Workers, wire.WorkerIsolation{Id: st.Instance, Tier: st.Tier, Weaker: wireFacts(st.Weaker())})
+		}
+	}
+	return out, nil
+}
+
 // GetSystem is GET /v1/system.
 func (s *server) GetSystem(context.Context, wire.GetSystemRequestObject) (wire.GetSystemResponseObject, error) {
 	snap, fresh := s.o.Machine.Latest()

@@ -25,6 +25,8 @@ const (
 	JobPruned          Kind = "job.pruned"
 
 	WorkerState Kind = "worker.state" // {from, to, cause, pid, exit?}
+	// A worker runs with less isolation than was asked for: {tier, missing: [{mechanism, detail}]}.
+	WorkerWeaker Kind = "worker.weaker"
 
 	InstanceCreated Kind = "instance.created"
 	InstanceDeleted Kind = "instance.deleted"

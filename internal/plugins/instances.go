@@ -250,8 +250,8 @@ func (c *Catalog) SetConfig(ctx context.Context, id string, config json.RawMessa
 type Settings struct {
 	Pinned, Autoload *bool
 	Concurrency      *int
-	Limits           *Limits
-	Isolation        *Isolation
+	Limits           *Limits    // replaces the whole; an empty one is the manifest's again
+	Isolation        *Isolation // likewise
 	Placement        *Placement // replaces the whole; an empty one is the manifest's again
 }
 
@@ -269,9 +269,15 @@ func (c *Catalog) Update(ctx context.Context, id string, s Settings) (Instance, 
 		}
 		if s.Limits != nil {
 			inst.Limits = s.Limits
+			if *s.Limits == (Limits{}) {
+				inst.Limits = nil
+			}
 		}
 		if s.Isolation != nil {
 			inst.Isolation = s.Isolation
+			if s.Isolation.none() {
+				inst.Isolation = nil
+			}
 		}
 		if s.Placement != nil {
 			inst.Placement = s.Placement

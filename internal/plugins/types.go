@@ -75,6 +75,10 @@ type Isolation struct {
 	Read    []string `json:"read,omitempty"`
 }
 
+func (i *Isolation) none() bool {
+	return i.Tier == "" && i.Network == "" && len(i.Require) == 0 && len(i.Read) == 0
+}
+
 // Placement says on which accelerators workers sit. Devices are named by UUID
 // or by index; names that no device bears are no error, because cards come and
 // go.

@@ -107,7 +107,21 @@ type Status struct {
 	PIDs        []int           `json:"pids,omitempty"` // whole tree, as last sampled; readers share it
 	RSS         int64           `json:"rss,omitempty"`  // bytes, likewise
 	CPUPercent  float64         `json:"cpu_percent,omitempty"`
+	Tier        string          `json:"tier,omitempty"`
 	Isolation   []IsolationFact `json:"isolation,omitempty"`
+}
+
+// Weaker are the rows of the report that were asked for and are not in force.
+func (s *Status) Weaker() []IsolationFact { return weaker(s.Isolation) }
+
+func weaker(report []IsolationFact) []IsolationFact {
+	var out []IsolationFact
+	for _, f := range report {
+		if f.Requested && !f.InForce {
+			out = append(out, f)
+		}
+	}
+	return out
 }
 
 // IsolationFact is one row of the isolation report.

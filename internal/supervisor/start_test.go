@@ -302,6 +302,36 @@ func TestIsolation_WhatIsRequiredAndMissingRefusesTheStart(t *testing.T) {
 	}
 }
 
+// A limit that this tier does not hold is no reason not to start, but is told.
+func TestIsolation_AWorkerWeakerThanAskedForIsTold(t *testing.T) {
+	b := setup(t, nil)
+	b.set(func(s *supervisor.Spec) { s.Isolation.Tier = "basic"; s.Limits.MemoryMax = 1 << 30 })
+	b.worker()
+	b.ready()
+	b.journal.wait(t, "worker.weaker")
+	st := b.status()
+	missing := st.Weaker()
+	if st.Tier != "basic" || len(missing) != 1 || missing[0].Mechanism != "memory" || missing[0].Detail == "" {
+		t.Errorf("tier %q, missing %+v", st.Tier, missing)
+	}
+}
+
+func TestTiers_SayWhatIsMissing(t *testing.T) {
+	b := setup(t, nil)
+	auto := 0
+	for _, tier := range b.Tiers(t.Context()) {
+		if tier.Auto {
+			auto++
+			if tier.Why != "" || tier.Name == "sandboxed" {
+				t.Errorf("auto is %+v", tier)
+			}
+		}
+	}
+	if auto != 1 {
+		t.Errorf("%d tiers are what auto means", auto)
+	}
+}
+
 func TestRun_StopsEverythingAndRefusesCalls(t *testing.T) {
 	b := setup(t, nil)
 	b.worker("-fork", "2", "-setsid", "2")

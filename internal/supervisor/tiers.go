@@ -20,6 +20,31 @@ func noticed(name string, wish IsolationWish) bool {
 	return name == "sandboxed" && !required("fs") && !required("net") && !required("gpu")
 }
 
+// TierState says whether a tier can be had on this machine.
+type TierState struct {
+	Name string
+	Why  string // what is missing, "" when nothing is
+	Auto bool   // "auto" means this one, for a wish that requires nothing
+}
+
+// Tiers tries every tier, once, and tells them weakest first.
+func (s *Supervisor) Tiers(ctx context.Context) []TierState {
+	out := make([]TierState, len(s.o.Tiers))
+	auto := -1
+	for i, t := range s.o.Tiers {
+		out[i].Name = t.Name()
+		if err := t.Probe(ctx); err != nil {
+			out[i].Why = err.Error()
+		} else if !noticed(t.Name(), IsolationWish{}) {
+			auto = i
+		}
+	}
+	if auto >= 0 {
+		out[auto].Auto = true
+	}
+	return out
+}
+
 // tier chooses the isolation of a start: the one asked for or, for "auto", the
 // strongest that works here and is not noticed. One that cannot be had is an error
 // that names what is missing, never a weaker one in silence.

@@ -224,6 +224,26 @@ func (w *worker) announce(exit *Exit) {
 	}
 }
 
+// tellWeaker journals what a new process should have been held by and is not.
+func (w *worker) tellWeaker(p *process) {
+	missing := weaker(p.report)
+	if len(missing) == 0 {
+		return
+	}
+	type row struct {
+		Mechanism string `json:"mechanism"`
+		Detail    string `json:"detail"`
+	}
+	rows := make([]row, len(missing))
+	for i, f := range missing {
+		rows[i] = row{f.Mechanism, f.Detail}
+		w.log.note("isolation: no %s: %s", f.Mechanism, f.Detail)
+	}
+	if w.s.o.Journal != nil {
+		w.s.o.Journal.Emit(events.Draft{Kind: events.WorkerWeaker, Instance: w.name, Data: map[string]any{"tier": p.tier, "missing": rows}})
+	}
+}
+
 // publish replaces the copy that readers see.
 func (w *worker) publish() {
 	st := &Status{
@@ -243,7 +263,7 @@ func (w *worker) publish() {
 		st.StartedAt, st.PID = p.started, p.sb.PID()
 		st.Ready, st.ReadyAt, st.LoadMillis, st.Usage = w.ready, w.readyAt, w.loadTime.Milliseconds(), w.usage
 		st.Progress, st.ProgressMessage = w.progress.Fraction, w.progress.Message
-		st.Isolation, st.Devices = p.report, p.devices
+		st.Tier, st.Isolation, st.Devices = p.tier, p.report, p.devices
 	}
 	w.status.Store(st)
 	w.current.Store(w.proc)
@@ -374,6 +394,7 @@ func (w *worker) spawned(p *process, serr *StartError) {
 	w.proc, w.ending = p, nil
 	w.plugin, w.slots = p.spec.Plugin, p.spec.Concurrency
 	w.to(Initializing, "process started")
+	w.tellWeaker(p)
 	w.ticker.Reset(w.s.o.SampleEvery)
 	w.watch(p)
 	if asked != nil {

@@ -738,7 +738,14 @@ type Instance struct {
 	Config      AnyObject `json:"config"`
 	Enabled     bool      `json:"enabled"`
 	Id          string    `json:"id"`
-	Pinned      bool      `json:"pinned"`
+
+	// Isolation How strongly its worker is held, from its next start on. It takes the place of the manifest's; `{}` in a PATCH brings that back.
+	Isolation *IsolationWish `json:"isolation,omitempty"`
+
+	// Limits Bounds of the worker's process tree, from its next start on; 0 or left out: none. They take the place of the manifest's; `{}` in a
+	// PATCH brings those back.
+	Limits *WorkerLimits `json:"limits,omitempty"`
+	Pinned bool          `json:"pinned"`
 
 	// Placement Where its worker sits. Accelerators are named by UUID or index. A list that is left out is as the manifest has it, an
 	// empty one lifts the manifest's; `{}` in a PATCH brings the manifest's back altogether.
@@ -758,7 +765,14 @@ type InstanceList struct {
 type InstancePatch struct {
 	Autoload    *bool `json:"autoload,omitempty"`
 	Concurrency *int  `json:"concurrency,omitempty"`
-	Pinned      *bool `json:"pinned,omitempty"`
+
+	// Isolation How strongly its worker is held, from its next start on. It takes the place of the manifest's; `{}` in a PATCH brings that back.
+	Isolation *IsolationWish `json:"isolation,omitempty"`
+
+	// Limits Bounds of the worker's process tree, from its next start on; 0 or left out: none. They take the place of the manifest's; `{}` in a
+	// PATCH brings those back.
+	Limits *WorkerLimits `json:"limits,omitempty"`
+	Pinned *bool         `json:"pinned,omitempty"`
 
 	// Placement Where its worker sits. Accelerators are named by UUID or index. A list that is left out is as the manifest has it, an
 	// empty one lifts the manifest's; `{}` in a PATCH brings the manifest's back altogether.
@@ -772,11 +786,28 @@ type InstanceRequest struct {
 	Config      AnyObject `json:"config,omitempty,omitzero"`
 	Enabled     *bool     `json:"enabled,omitempty"`
 	Id          string    `json:"id"`
-	Pinned      bool      `json:"pinned,omitempty,omitzero"`
+
+	// Isolation How strongly its worker is held, from its next start on. It takes the place of the manifest's; `{}` in a PATCH brings that back.
+	Isolation *IsolationWish `json:"isolation,omitempty"`
+
+	// Limits Bounds of the worker's process tree, from its next start on; 0 or left out: none. They take the place of the manifest's; `{}` in a
+	// PATCH brings those back.
+	Limits *WorkerLimits `json:"limits,omitempty"`
+	Pinned bool          `json:"pinned,omitempty,omitzero"`
 
 	// Placement Where its worker sits. Accelerators are named by UUID or index. A list that is left out is as the manifest has it, an
 	// empty one lifts the manifest's; `{}` in a PATCH brings the manifest's back altogether.
 	Placement *Placement `json:"placement,omitempty"`
+}
+
+// Isolation defines model for Isolation.
+type Isolation struct {
+	// Auto The tier that `auto` means on this machine; empty when there is none.
+	Auto string `json:"auto"`
+
+	// Tiers Weakest first.
+	Tiers   []TierState       `json:"tiers"`
+	Workers []WorkerIsolation `json:"workers"`
 }
 
 // IsolationFact defines model for IsolationFact.
@@ -786,6 +817,21 @@ type IsolationFact struct {
 	Mechanism  string `json:"mechanism"`
 	Requested  bool   `json:"requested"`
 	VerifiedBy string `json:"verified_by,omitempty,omitzero"`
+}
+
+// IsolationWish How strongly its worker is held, from its next start on. It takes the place of the manifest's; `{}` in a PATCH brings that back.
+type IsolationWish struct {
+	// Network Of tier 3.
+	Network string `json:"network,omitempty,omitzero"`
+
+	// Read What a worker of tier 3 sees besides its own.
+	Read []string `json:"read,omitempty,omitzero"`
+
+	// Require Without these in force the worker does not start.
+	Require []string `json:"require,omitempty,omitzero"`
+
+	// Tier auto: the strongest that the plugin cannot notice, or what `require` needs.
+	Tier string `json:"tier,omitempty,omitzero"`
 }
 
 // Job defines model for Job.
@@ -999,6 +1045,7 @@ type JobStatus string
 // | `job.completed`, `job.failed`, `job.cancelled` | the end; exactly one of them | |
 // | `job.pruned` | retention removed it | |
 // | `worker.state` | | `from`, `to`, `cause`, `pid`, `exit` |
+// | `worker.weaker` | a worker runs with less isolation than was asked for | `tier`, `missing`: a list of `mechanism`, `detail` |
 // | `instance.created`, `instance.updated`, `instance.deleted` | | `plugin`, `enabled`, `revision` |
 // | `plugin.discovered`, `plugin.changed` | a manifest came, changed, broke or went | `state`, `error` |
 // | `queue.control` | | `scope`, `mode` |
@@ -1620,6 +1667,17 @@ type System struct {
 	SwapUsedMb  float64         `json:"swap_used_mb,omitempty,omitzero"`
 }
 
+// TierState defines model for TierState.
+type TierState struct {
+	// Available A process was started in it here.
+	Available bool   `json:"available"`
+	Name      string `json:"name"`
+	Tier      int    `json:"tier"`
+
+	// Why What is missing, where it is not available.
+	Why string `json:"why,omitempty,omitzero"`
+}
+
 // Token defines model for Token.
 type Token struct {
 	CreatedAt  time.Time `json:"created_at"`
@@ -1721,7 +1779,10 @@ type Worker struct {
 	Since     time.Time   `json:"since"`
 	StartedAt time.Time   `json:"started_at,omitempty,omitzero"`
 	State     WorkerState `json:"state"`
-	Version   string      `json:"version,omitempty,omitzero"`
+
+	// Tier Of isolation: none, basic, contained or sandboxed.
+	Tier    string `json:"tier,omitempty,omitzero"`
+	Version string `json:"version,omitempty,omitzero"`
 }
 
 // WorkerAccount defines model for WorkerAccount.
@@ -1742,6 +1803,36 @@ type WorkerAccount struct {
 
 	// Source Of `measured_mb`: `nvml`, `fdinfo`, `worker` or `delta`.
 	Source string `json:"source,omitempty,omitzero"`
+}
+
+// WorkerIsolation defines model for WorkerIsolation.
+type WorkerIsolation struct {
+	Id   string `json:"id"`
+	Tier string `json:"tier"`
+
+	// Weaker What was asked for and is not in force, with the reason.
+	Weaker []IsolationFact `json:"weaker"`
+}
+
+// WorkerLimits Bounds of the worker's process tree, from its next start on; 0 or left out: none. They take the place of the manifest's; `{}` in a
+// PATCH brings those back.
+type WorkerLimits struct {
+	// CpuMax Processors: 1.5 is one and a half.
+	CpuMax float64 `json:"cpu_max,omitempty,omitzero"`
+
+	// CpuWeight Share under load; 100 is the usual one.
+	CpuWeight int `json:"cpu_weight,omitempty,omitzero"`
+
+	// IoWeight The same for disks.
+	IoWeight    int   `json:"io_weight,omitempty,omitzero"`
+	MemoryMaxMb int64 `json:"memory_max_mb,omitempty,omitzero"`
+	Nice        int   `json:"nice,omitempty,omitzero"`
+
+	// Nofile Open files of one process.
+	Nofile int `json:"nofile,omitempty,omitzero"`
+
+	// PidsMax Processes and threads.
+	PidsMax int `json:"pids_max,omitempty,omitzero"`
 }
 
 // WorkerList defines model for WorkerList.
@@ -2263,6 +2354,9 @@ type ServerInterface interface {
 	// StreamEvents Follow the journal
 	// (GET /v1/events)
 	StreamEvents(w http.ResponseWriter, r *http.Request, params StreamEventsParams)
+	// GetIsolation How workers can be held here, and how they are
+	// (GET /v1/isolation)
+	GetIsolation(w http.ResponseWriter, r *http.Request)
 	// ListJobs List jobs, newest first
 	// (GET /v1/jobs)
 	ListJobs(w http.ResponseWriter, r *http.Request, params ListJobsParams)
@@ -2527,6 +2621,12 @@ func (_ Unimplemented) ListCategories(w http.ResponseWriter, r *http.Request) {
 // StreamEvents Follow the journal
 // (GET /v1/events)
 func (_ Unimplemented) StreamEvents(w http.ResponseWriter, r *http.Request, params StreamEventsParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GetIsolation How workers can be held here, and how they are
+// (GET /v1/isolation)
+func (_ Unimplemented) GetIsolation(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -3179,6 +3279,20 @@ func (siw *ServerInterfaceWrapper) StreamEvents(w http.ResponseWriter, r *http.R
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.StreamEvents(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetIsolation operation middleware
+func (siw *ServerInterfaceWrapper) GetIsolation(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetIsolation(w, r)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -5826,6 +5940,9 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Get(options.BaseURL+"/v1/workers/{id}", wrapper.GetWorker)
 	})
 	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/isolation", wrapper.GetIsolation)
+	})
+	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/system", wrapper.GetSystem)
 	})
 	r.Group(func(r chi.Router) {
@@ -6358,6 +6475,46 @@ type StreamEventsdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response StreamEventsdefaultApplicationProblemPlusJSONResponse) VisitStreamEventsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", fmt.Sprint(response.Headers.RetryAfter))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetIsolationRequestObject struct {
+}
+
+type GetIsolationResponseObject interface {
+	VisitGetIsolationResponse(w http.ResponseWriter) error
+}
+
+type GetIsolation200JSONResponse Isolation
+
+func (response GetIsolation200JSONResponse) VisitGetIsolationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetIsolationdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response GetIsolationdefaultApplicationProblemPlusJSONResponse) VisitGetIsolationResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -9727,6 +9884,9 @@ type StrictServerInterface interface {
 	// StreamEvents Follow the journal
 	// (GET /v1/events)
 	StreamEvents(ctx context.Context, request StreamEventsRequestObject) (StreamEventsResponseObject, error)
+	// GetIsolation How workers can be held here, and how they are
+	// (GET /v1/isolation)
+	GetIsolation(ctx context.Context, request GetIsolationRequestObject) (GetIsolationResponseObject, error)
 	// ListJobs List jobs, newest first
 	// (GET /v1/jobs)
 	ListJobs(ctx context.Context, request ListJobsRequestObject) (ListJobsResponseObject, error)
@@ -10170,6 +10330,30 @@ func (sh *strictHandler) StreamEvents(w http.ResponseWriter, r *http.Request, pa
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(StreamEventsResponseObject); ok {
 		if err := validResponse.VisitStreamEventsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetIsolation operation middleware
+func (sh *strictHandler) GetIsolation(w http.ResponseWriter, r *http.Request) {
+	var request GetIsolationRequestObject
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetIsolation(ctx, request.(GetIsolationRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetIsolation")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetIsolationResponseObject); ok {
+		if err := validResponse.VisitGetIsolationResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
