@@ -71,7 +71,8 @@ type inst struct {
 	victims []victim
 	held    bool
 
-	failures  int // starts that failed in a row
+	ladder    *ladder // after a load that ran out of memory; nil: none
+	failures  int     // starts that failed in a row
 	coolUntil time.Time
 	failed    string // our own verdict, until a person looks
 	gaveUp    string // the supervisor's, as long as it stands
@@ -148,6 +149,7 @@ func (l *loop) refresh(now time.Time) (read bool) {
 		l.foldSnapshot(now)
 	}
 	l.rebalance()
+	l.climb(now)
 	return read
 }
 

@@ -3,6 +3,7 @@ package sched
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -86,7 +87,7 @@ func (s *Scheduler) whoHolds() string {
 }
 
 // noteOOM raises the estimate of what ran out, counts it for the job, and after a
-// load has idle workers give their memory up before the next try.
+// load begins to make room for the next try.
 func (l *loop) noteOOM(now time.Time, in *inst, r *run) {
 	t := l.troubleOf(now, r.id)
 	phase := learn.Run
@@ -98,17 +99,70 @@ func (l *loop) noteOOM(now time.Time, in *inst, r *run) {
 	}
 	l.teach(now, in, func(p *learn.Profile) { p.OOM(l.oomOf(now, in, r, phase)) })
 	l.saveProfiles(now, true)
-	if r.oom != loadOOM {
-		return
+	if r.oom == loadOOM {
+		l.beginLadder(now, in)
 	}
+}
+
+// ladder is the way from a load that ran out of memory to the next try, which is
+// the last one: idle workers on its devices give back what they can spare, what
+// comes back is waited for, and where that is too little they are stopped. The
+// instance cools down meanwhile, longer than any of it takes.
+type ladder struct {
+	began time.Time
+	// had is, by device, what the load could have had when it ran out.
+	had amounts
+}
+
+// beginLadder asks the idle workers to release.
+func (l *loop) beginLadder(now time.Time, in *inst) {
+	in.ladder = &ladder{began: now, had: make(amounts, len(in.devices))}
 	for _, dev := range in.devices {
+		if v := l.viewOf(dev); v != nil {
+			in.ladder.had[dev] = max(v.Free+l.onDevice(in, dev), 0)
+		}
 		for _, idle := range l.idleOn(dev) {
-			if idle != in && idle.stop == nil {
-				l.s.log.Info("stopping an idle worker after a load ran out of memory", zap.String("instance", idle.name), zap.String("asker", in.name))
-				in.victims = append(in.victims, victim{name: idle.name})
-				l.stopFor(now, idle, "evicted for "+in.name, in.name)
+			if idle != in && idle.canAsk {
+				l.askRelease(ReleaseAsk{Instance: idle.name, Asker: in.name})
 			}
 		}
+	}
+}
+
+// climb takes the next step of those ladders whose memory has been judged.
+func (l *loop) climb(now time.Time) {
+	for _, in := range l.order {
+		g := in.ladder
+		if g == nil || len(in.victims) > 0 || l.snap.At.Sub(g.began) < l.allowance() {
+			continue
+		}
+		if !in.live && slices.ContainsFunc(slices.Collect(maps.Keys(g.had)), l.settlingOn) {
+			continue
+		}
+		in.ladder = nil
+		if in.live { // somebody loaded it by hand
+			continue
+		}
+		for _, dev := range slices.Sorted(maps.Keys(g.had)) {
+			l.makeRoom(now, in, dev, g.had[dev])
+		}
+	}
+}
+
+// makeRoom stops the idle workers on dev unless there is by now what the raised
+// estimate asks for, and a quarter more than what was not enough.
+func (l *loop) makeRoom(now time.Time, in *inst, dev resource.DeviceID, had resource.Bytes) {
+	if v := l.viewOf(dev); v == nil || v.Free >= max(l.wholeOf(in, 1), had+had/4) {
+		return
+	}
+	for _, idle := range l.idleOn(dev) {
+		if idle == in || idle.stop != nil {
+			continue
+		}
+		l.s.log.Info("stopping an idle worker after a load ran out of memory", zap.String("instance", idle.name), zap.String("asker", in.name))
+		in.victims = append(in.victims, victim{name: idle.name})
+		l.stopFor(now, idle, "evicted for "+in.name, in.name)
+		l.basis.moved = true
 	}
 }
 

@@ -240,5 +240,5 @@ func (l *loop) dropVictims() {
 }
 
 func (l *loop) settling() bool {
-	return l.settlingOf("") || slices.ContainsFunc(l.order, (*inst).lingering) || slices.ContainsFunc(l.order, func(in *inst) bool { return len(in.victims) > 0 })
+	return l.settlingOf("") || slices.ContainsFunc(l.order, func(in *inst) bool { return in.lingering() || len(in.victims) > 0 || in.ladder != nil })
 }
