@@ -125,7 +125,7 @@ func examineEnv(m Manifest) []Finding {
 	r, err := ReadEnvRecord(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if _, ours := installed(m); ours {
+		if i, _ := installed(m); i.Manager != "" {
 			return []Finding{{FindingIncomplete, "its environment " + dir + " was not finished", reinstall(m), true}}
 		}
 		return nil
@@ -151,8 +151,9 @@ func examineEnv(m Manifest) []Finding {
 
 // install is what a manifest that the installer wrote says about that.
 type install struct {
-	Source string `json:"source"` // the file that asked for it
-	Entry  string `json:"entry"`  // and the name in it
+	Source  string `json:"source"`  // the file that asked for it
+	Entry   string `json:"entry"`   // and the name in it
+	Manager string `json:"manager"` // that made the environment; "" when none was made
 }
 
 func installed(m Manifest) (install, bool) {

@@ -97,8 +97,10 @@ func TestExamine_UnfinishedEnvironment(t *testing.T) {
 	t.Parallel()
 	dir, _ := installedEnv(t)
 	require.NoError(t, os.Remove(filepath.Join(dir, EnvRecordFile)))
-	man := Manifest{Name: "echo", PythonPath: filepath.Join(dir, "bin/python"), Path: "/m/echo.json", Raw: json.RawMessage(`{"install":{"source":"/p/plugins.yaml","entry":"echo"}}`)}
+	man := Manifest{Name: "echo", PythonPath: filepath.Join(dir, "bin/python"), Path: "/m/echo.json", Raw: json.RawMessage(`{"install":{"source":"/p/plugins.yaml","entry":"echo","manager":"uv"}}`)}
 	require.ErrorContains(t, Runnable(man), "was not finished")
+	man.Raw = json.RawMessage(`{"install":{"source":"/p/plugins.yaml","entry":"echo"}}`)
+	require.NoError(t, Runnable(man), "one that a manifest brought along")
 	man.Raw = json.RawMessage(`{"format_version":"2.0","install":{"conda_env":"echo","package_source":"x"}}`)
 	require.NoError(t, Runnable(man), "an environment that others made has no record")
 }
