@@ -131,15 +131,15 @@ func write(path, value string) error {
 	return errors.Join(err, f.Close())
 }
 
-// wanted are the controllers in the order in which they are enabled: some kernels
+// Wanted are the controllers in the order in which they are enabled: some kernels
 // refuse memory once another one is.
-var wanted = [...]string{"memory", "pids", "cpu", "io"}
+func Wanted() []string { return []string{"memory", "pids", "cpu", "io"} }
 
 // Enable enables the controllers for the children of dir and returns, for each
 // that is not enabled then, why.
 func Enable(dir string) map[string]string {
 	missing := map[string]string{}
-	for _, c := range wanted {
+	for _, c := range Wanted() {
 		if !Has(dir, "cgroup.controllers", c) {
 			missing[c] = fmt.Sprintf("controller %s is not available in %s (not delegated, or in use by cgroup v1)", c, dir)
 			continue

@@ -24,19 +24,17 @@ const daemonLeaf = "cjmd-daemon"
 // enableControllers brings the controllers of parent down to the leaves below
 // base and notes what is missing. None of it is needed to end a tree.
 func (h *Host) enableControllers(parent, base string) {
-	h.missing = cgroup.Enable(parent)
-	if refused := available(parent, h.missing); len(refused) > 0 {
-		if err := makeRoom(parent); err != nil {
-			for _, c := range refused {
-				h.missing[c] += "; " + err.Error()
-			}
-		} else {
-			h.missing = cgroup.Enable(parent)
+	h.missing = map[string]string{}
+	if err := makeRoom(parent); err != nil {
+		for _, c := range cgroup.Wanted() {
+			h.missing[c] = fmt.Sprintf("controller %s is not enabled: %v", c, err)
 		}
-	}
-	for c, why := range cgroup.Enable(base) {
-		if h.missing[c] == "" {
-			h.missing[c] = why
+	} else {
+		h.missing = cgroup.Enable(parent)
+		for c, why := range cgroup.Enable(base) {
+			if h.missing[c] == "" {
+				h.missing[c] = why
+			}
 		}
 	}
 	if len(h.missing) > 0 {
@@ -44,33 +42,45 @@ func (h *Host) enableControllers(parent, base string) {
 	}
 }
 
-// available are those of the controllers that dir has and did not enable.
-func available(dir string, controllers map[string]string) []string {
-	var names []string
-	for c := range controllers {
-		if cgroup.Has(dir, "cgroup.controllers", c) {
-			names = append(names, c)
-		}
-	}
-	return names
-}
-
-// makeRoom moves this process out of parent into a leaf of its own, where it is
-// alone in there, as a service is to which systemd delegated its cgroup. The
-// processes of others are not ours to move.
+// makeRoom moves this process and those that it started out of parent into a leaf
+// of their own, where they are alone in there, as a service is to which systemd
+// delegated its cgroup. Otherwise the kernel would refuse the controllers of
+// memory and I/O, and with the others make a thread root of parent, below which
+// no process may be. The processes of others are not ours to move.
 func makeRoom(parent string) error {
+	if !cgroup.Has(parent, "cgroup.type", "domain") || !available(parent) {
+		return nil // the root of the hierarchy may have both; or there is nothing to enable
+	}
 	pids, err := cgroup.Processes(parent)
+	if err != nil || len(pids) == 0 {
+		return err
+	}
+	t, err := proc.All()
 	if err != nil {
 		return err
 	}
-	if others := slices.DeleteFunc(pids, func(pid int) bool { return pid == os.Getpid() }); len(others) > 0 {
+	ours := map[int]bool{os.Getpid(): true}
+	for _, s := range t.Below(os.Getpid()) {
+		ours[s.PID] = true
+	}
+	if others := slices.DeleteFunc(slices.Clone(pids), func(pid int) bool { return ours[pid] }); len(others) > 0 {
 		return fmt.Errorf("%d processes of others are in %s (Delegate=yes gives a service one of its own)", len(others), parent)
 	}
 	leaf := filepath.Join(parent, daemonLeaf)
 	if err := os.Mkdir(leaf, 0o755); err != nil && !os.IsExist(err) {
 		return err
 	}
-	return cgroup.Move(leaf, os.Getpid())
+	for _, pid := range pids {
+		if err := cgroup.Move(leaf, pid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// available reports whether dir has a controller that workers could be limited by.
+func available(dir string) bool {
+	return slices.ContainsFunc(cgroup.Wanted(), func(c string) bool { return cgroup.Has(dir, "cgroup.controllers", c) })
 }
 
 // MissingController says why no limit of a controller can be held, "" when it can.
