@@ -52,8 +52,6 @@ func TestSuite_FirstRelease(t *testing.T) { transporttest.Run(t, asFirst(standIn
 
 func TestSuite_TypedErrors(t *testing.T) { transporttest.Run(t, standIn(t, "typed")) }
 
-func TestSuite_Substrate(t *testing.T) { transporttest.Run(t, standIn(t, "substrate")) }
-
 // TestSuite_Real runs against installed base libraries: CJM_HTTP_PYTHONS names
 // interpreters that have one, separated by colons; those of the first releases
 // are marked by a leading "first=".

@@ -4,6 +4,7 @@ It has no base class and imports its base library's errors only where there is
 one, so that the same file runs on the native runtime and under every release of
 the HTTP workers.
 """
+import builtins
 import importlib
 import os
 import threading
@@ -82,6 +83,12 @@ class SuitePlugin:
             for n in range(1, to + 1):
                 yield n
             os._exit(3)
+        elif op == "yields":
+            yield from kwargs["values"]
+            if kwargs.get("nan"):
+                yield float("nan")
+            if "fail" in kwargs:
+                raise RuntimeError(kwargs["fail"])
         elif op == "fail":
             for n in range(1, to + 1):
                 yield n
@@ -111,6 +118,15 @@ class SuitePlugin:
     def _sleep(self, seconds=0):
         time.sleep(seconds)
         return "slept"
+
+    def _raises(self, name):
+        raise {"SuiteCancelledError": SuiteCancelledError}.get(name) or getattr(builtins, name)("raised")
+
+    def _not_a_number(self):
+        return float("nan")
+
+    def _environ(self, name):
+        return os.environ.get(name)
 
     def _init_count(self):
         return {"inits": self.inits, "config": self._config}
