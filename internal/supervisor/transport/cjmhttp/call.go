@@ -127,16 +127,12 @@ func (c *Conn) beside(ctx context.Context, f func(context.Context)) (stop func()
 
 // requestBody joins the parts without a parse.
 func requestBody(call supervisor.Call) (io.Reader, int64) {
-	args, kwargs, envelope := []byte(call.Args), []byte(call.Kwargs), []byte(call.Envelope)
+	args, kwargs := []byte(call.Args), []byte(call.Kwargs)
 	if len(args) == 0 {
 		args = []byte("[]")
 	}
 	if len(kwargs) == 0 {
 		kwargs = []byte("{}")
-	}
-	id, _ := json.Marshal(call.ID) // text always is JSON
-	if len(envelope) == 0 {
-		envelope = fmt.Appendf(nil, `{"job_id":%s}`, id)
 	}
 	var parts [][]byte
 	if call.Task != "" {
@@ -146,7 +142,7 @@ func requestBody(call supervisor.Call) (io.Reader, int64) {
 	} else {
 		parts = [][]byte{[]byte(`{"args":`), args}
 	}
-	parts = append(parts, []byte(`,"kwargs":`), kwargs, []byte(`,"envelope":`), envelope, []byte("}"))
+	parts = append(parts, []byte(`,"kwargs":`), kwargs, []byte(`,"envelope":`), envelope(call), []byte("}"))
 	var size int64
 	readers := make([]io.Reader, len(parts))
 	for i, p := range parts {
@@ -154,6 +150,16 @@ func requestBody(call supervisor.Call) (io.Reader, int64) {
 		readers[i] = bytes.NewReader(p)
 	}
 	return io.MultiReader(readers...), size
+}
+
+// envelope is who asks for what, and the job that the worker's records are to name.
+func envelope(call supervisor.Call) []byte {
+	id, _ := json.Marshal(call.ID) // text always is JSON
+	rest, isObject := bytes.CutPrefix(bytes.TrimSpace(call.Envelope), []byte("{"))
+	if rest = bytes.TrimSpace(rest); !isObject || bytes.Equal(rest, []byte("}")) {
+		return fmt.Appendf(nil, `{"job_id":%s}`, id)
+	}
+	return fmt.Appendf(nil, `{"job_id":%s,%s`, id, rest)
 }
 
 // unary reads the answer to a call that has one.

@@ -192,8 +192,12 @@ func TestExecute_Tasks(t *testing.T) {
 	if err != nil || got != `{"__wire__": "shout", "data": {"said": "HI"}}` {
 		t.Fatalf("%s %v", got, err)
 	}
-	if want := []string{`task_account {"task": "shout", "job": "j1"}`}; !slices.Equal(s.logs, want) {
+	if want := []string{`task_account {"task": "shout", "job": "j1", "actor": null}`}; !slices.Equal(s.logs, want) {
 		t.Fatalf("the accounts are %q", s.logs)
+	}
+	_, s, err = b.call(supervisor.Call{ID: "j2", Task: "shout", Method: "say", Kwargs: json.RawMessage(`{"text":""}`), Envelope: json.RawMessage(` { "actor": "ada" } `)})
+	if want := []string{`task_account {"task": "shout", "job": "j2", "actor": "ada"}`}; err != nil || !slices.Equal(s.logs, want) {
+		t.Fatalf("with an envelope the accounts are %q (%v)", s.logs, err)
 	}
 	for name, call := range map[string]supervisor.Call{
 		"unknown task":    {ID: "a", Task: "none", Method: "say"},

@@ -134,7 +134,7 @@ class App:
         adapter = self.adapters.get(data["task"])
         if adapter is None:
             return self.json(http, {"detail": "No adapter bound for task %r" % data["task"]}, 404)
-        account = [{"event_type": "task_account", "payload": {"task": data["task"], "job": data["envelope"].get("job_id")}}]
+        account = [{"event_type": "task_account", "payload": {"task": data["task"], "job": data["envelope"].get("job_id"), "actor": data["envelope"].get("actor")}}]
         self.answer(http, lambda: getattr(adapter, data["method"])(**data["kwargs"]), [("X-CJM-Accounts", json.dumps(account))])
 
     def answer(self, http, call, headers=()):
