@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -23,6 +22,7 @@ import (
 type listeners struct {
 	unix []net.Listener
 	tcp  []net.Listener
+	cert *certificate // of those of TCP; nil: no TLS
 }
 
 func (l listeners) close() {
@@ -72,20 +72,29 @@ func listen(cfg *config.Config, log *zap.Logger) (l listeners, err error) {
 	if len(l.unix)+len(l.tcp) == 0 {
 		return l, errors.New("cannot serve: server.socket and server.listen are both none")
 	}
-	if cfg.Server.TLSCert != "" {
-		cert, err := tls.LoadX509KeyPair(cfg.Server.TLSCert, cfg.Server.TLSKey)
-		if err != nil {
-			return l, fmt.Errorf("cannot load server.tls_cert: %w", err)
-		}
-		for i, x := range l.tcp {
-			l.tcp[i] = tls.NewListener(x, &tls.Config{
-				Certificates: []tls.Certificate{cert},
-				MinVersion:   tls.VersionTLS12,
-				NextProtos:   []string{"http/1.1"},
-			})
+	return l, l.secure(cfg.Server)
+}
+
+// secure refuses TCP addresses that must not be served, those of systemd too,
+// which no check of the configuration has seen, and puts TLS in front of the
+// others where there is a certificate.
+func (l *listeners) secure(server config.Server) error {
+	for _, x := range l.tcp {
+		if err := server.SafeAddress(x.Addr().String()); err != nil {
+			return fmt.Errorf("cannot serve: %w", err)
 		}
 	}
-	return l, nil
+	if server.TLSCert == "" {
+		return nil
+	}
+	l.cert = &certificate{}
+	if err := l.cert.load(server); err != nil {
+		return err
+	}
+	for i, x := range l.tcp {
+		l.tcp[i] = l.cert.listener(x)
+	}
+	return nil
 }
 
 // tellOverridden warns of configured addresses that inherited sockets replace.

@@ -267,6 +267,9 @@ func (d *daemonParts) apply(next *config.Config) error {
 	if old.Scheduler.Policy != next.Scheduler.Policy {
 		errs = append(errs, d.scheduler.SetPolicy(ctx, next.Scheduler.Policy))
 	}
+	if d.listeners.cert != nil && next.Server.TLSCert != "" {
+		errs = append(errs, d.listeners.cert.load(next.Server))
+	}
 	d.queue.SetRetention(next.Jobs.Retention.Count, next.Jobs.Retention.Age)
 	return errors.Join(errs...)
 }

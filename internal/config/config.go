@@ -47,8 +47,8 @@ type Server struct {
 	Listen             string   `koanf:"listen" doc:"TCP address host:port; none: no TCP. A token is always required there."`
 	AllowedHosts       []string `koanf:"allowed_hosts" doc:"Host headers accepted on TCP besides the listen address and localhost."`
 	AllowedOrigins     []string `koanf:"allowed_origins" doc:"Origins of browser pages accepted besides the daemon's own, scheme://host[:port]."`
-	TLSCert            string   `koanf:"tls_cert" doc:"PEM file with the certificate chain; together with tls_key."`
-	TLSKey             string   `koanf:"tls_key" doc:"PEM file with the private key; together with tls_cert."`
+	TLSCert            string   `koanf:"tls_cert" reload:"yes" doc:"PEM file with the certificate chain; together with tls_key. SIGHUP reads both again."`
+	TLSKey             string   `koanf:"tls_key" reload:"yes" doc:"PEM file with the private key; together with tls_cert."`
 	InsecureBind       bool     `koanf:"insecure_bind" doc:"Listen beyond loopback without TLS: first word. Tokens then cross the network in clear."`
 	InsecureBindReally bool     `koanf:"insecure_bind_really" doc:"Listen beyond loopback without TLS: second word. Both must be true."`
 }

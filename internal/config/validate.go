@@ -109,17 +109,29 @@ func (k *checker) server() {
 }
 
 func (k *checker) listen(s Server) {
-	host, port, err := net.SplitHostPort(s.Listen)
+	_, port, err := net.SplitHostPort(s.Listen)
 	n, perr := strconv.Atoi(port)
 	if err != nil || perr != nil || n < 0 || n > 65535 {
 		k.fail("server.listen", "%q must be host:port like 127.0.0.1:8765, or none", s.Listen)
 		return
 	}
-	if loopback(host) || s.TLSCert != "" || (s.InsecureBind && s.InsecureBindReally) {
-		return
+	if err := s.SafeAddress(s.Listen); err != nil {
+		k.fail("server.listen", "%v", err)
 	}
-	k.fail("server.listen", "%q can be reached from other machines and tokens would cross the network in clear; "+
-		"listen on 127.0.0.1, or give server.tls_cert and server.tls_key, or set both server.insecure_bind and server.insecure_bind_really", s.Listen)
+}
+
+// SafeAddress says why the daemon must not serve TCP on address (host:port), nil
+// when it may.
+func (s Server) SafeAddress(address string) error {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return err
+	}
+	if loopback(host) || s.TLSCert != "" || (s.InsecureBind && s.InsecureBindReally) {
+		return nil
+	}
+	return fmt.Errorf("%q can be reached from other machines and tokens would cross the network in clear; "+
+		"listen on 127.0.0.1, or give server.tls_cert and server.tls_key, or set both server.insecure_bind and server.insecure_bind_really", address)
 }
 
 func loopback(host string) bool {
