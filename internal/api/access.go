@@ -46,6 +46,7 @@ const (
 	keyPeer ctxKey = iota
 	keyInfo
 	keyRequest
+	keyBody
 )
 
 // peer is what the kernel says about the other end of a Unix socket.

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -79,8 +80,9 @@ func (b *bodies) check(op string, next http.Handler, fail func(http.ResponseWrit
 				return
 			}
 			r.Header.Set("Content-Type", multipartForm+r.Header.Get("Content-Type")[len(multipartForm):]) // as the generated code looks for it
-			r.Body = newSteadyBody(w, r.Body, b.timeout)
-			next.ServeHTTP(w, r)
+			body := newSteadyBody(w, r.Body, b.timeout)
+			r.Body = body
+			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), keyBody, body)))
 			return
 		}
 		if err := jsonType(r); err != nil {
@@ -147,18 +149,29 @@ func plainBody(r *http.Request) error {
 // deadline moves on with every steadyStep bytes.
 type steadyBody struct {
 	io.ReadCloser
-	extend func()
-	since  int
+	deadline func(time.Time)
+	timeout  time.Duration
+	since    int
 }
 
 const steadyStep = 64 << 10
 
 func newSteadyBody(w http.ResponseWriter, body io.ReadCloser, timeout time.Duration) *steadyBody {
-	b := &steadyBody{ReadCloser: body}
 	rc := http.NewResponseController(w)
-	b.extend = func() { _ = rc.SetReadDeadline(time.Now().Add(timeout)) } // without a socket nothing can stall
+	b := &steadyBody{ReadCloser: body, timeout: timeout,
+		deadline: func(t time.Time) { _ = rc.SetReadDeadline(t) }} // without a socket nothing can stall
 	b.extend()
 	return b
+}
+
+func (b *steadyBody) extend() { b.deadline(time.Now().Add(b.timeout)) }
+
+// bodyRead takes the deadline of the body away once all that matters of it is
+// read: a wait may follow.
+func bodyRead(ctx context.Context) {
+	if b, ok := ctx.Value(keyBody).(*steadyBody); ok {
+		b.deadline(time.Time{})
+	}
 }
 
 func (b *steadyBody) Read(p []byte) (int, error) {

@@ -177,15 +177,16 @@ const (
 	partFile = "file" // takes its name from the filename that it carries
 )
 
-// receive reads a submission that comes with its files. The caller settles the
-// stage when err is nil.
-func (s *server) receive(r *multipart.Reader) (req wire.JobRequest, stage *jobs.Stage, err error) {
-	if stage, err = s.o.Jobs.NewStage(); err != nil {
-		return req, nil, err
+// receive reads a submission that comes with its files: the job into `into`, as
+// op describes it, the files into a stage. The caller settles it when err is nil.
+func (s *server) receive(ctx context.Context, r *multipart.Reader, op string, into any) (_ *jobs.Stage, err error) {
+	stage, err := s.o.Jobs.NewStage()
+	if err != nil {
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, stage.Settle(context.Background()))
+			err = errors.Join(err, stage.Settle(context.WithoutCancel(ctx)))
 		}
 	}()
 	seen := false
@@ -195,30 +196,34 @@ func (s *server) receive(r *multipart.Reader) (req wire.JobRequest, stage *jobs.
 			break
 		}
 		if err != nil {
-			return req, stage, cutShort(err)
+			return nil, cutShort(err)
 		}
 		if part.FormName() == partJob {
 			if seen {
-				return req, stage, badMultipart("It has two parts called job.", nil)
+				return nil, badMultipart("It has two parts called job.", nil)
 			}
 			seen = true
-			err = s.readJob(partBody{part}, &req)
+			err = s.readJob(partBody{part}, op, into)
 		} else {
 			err = stagePart(stage, part)
 		}
 		if err != nil {
-			return req, stage, err
+			return nil, err
 		}
 	}
 	if !seen {
-		return req, stage, badMultipart("It has no part called job.", nil)
+		return nil, badMultipart("It has no part called job.", nil)
 	}
-	return req, stage, nil
+	bodyRead(ctx)
+	return stage, nil
 }
 
 // settle keeps the files of a submission that was accepted and removes those of
 // any other.
 func (s *server) settle(ctx context.Context, stage *jobs.Stage) {
+	if stage == nil {
+		return
+	}
 	if err := stage.Settle(context.WithoutCancel(ctx)); err != nil { // the daemon's next start tries again
 		s.log.Warn("cannot tidy up after a submission", zap.String("request", requestID(ctx)), zap.Error(err))
 	}
@@ -249,8 +254,8 @@ func badMultipart(detail string, cause error) error {
 }
 
 // readJob reads the part with the job as strictly as if it were the whole body.
-func (s *server) readJob(part io.Reader, req *wire.JobRequest) error {
-	limit := s.o.Limits().largest("submitJob")
+func (s *server) readJob(part io.Reader, op string, into any) error {
+	limit := s.o.Limits().largest(op)
 	data, err := io.ReadAll(io.LimitReader(part, limit+1))
 	if err != nil {
 		return err
@@ -258,13 +263,10 @@ func (s *server) readJob(part io.Reader, req *wire.JobRequest) error {
 	if int64(len(data)) > limit {
 		return tooLarge(limit)
 	}
-	if err := s.bodies.verify(s.spec.rules["submitJob"], data); err != nil {
+	if err := s.bodies.verify(s.spec.rules[op], data); err != nil {
 		return err
 	}
-	if err := json.Unmarshal(data, req); err != nil {
-		return err
-	}
-	return nil
+	return json.Unmarshal(data, into)
 }
 
 func stagePart(stage *jobs.Stage, part *multipart.Part) error {

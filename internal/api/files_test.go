@@ -307,7 +307,9 @@ func TestSubmit_WithFilesRefused(t *testing.T) {
 	body, kind := form(good, file)
 	require.Equal(t, "invalid_multipart", f.do("POST", "/v1/jobs", body[:len(body)-30], kind).code(), "cut short")
 	require.Equal(t, "invalid_multipart", f.do("POST", "/v1/jobs", body, header("Content-Type", "multipart/form-data")).code(), "no boundary")
-	require.Equal(t, "content_type", f.do("POST", "/v1/plugins/textstats/execute", body, kind).code())
+	require.Equal(t, "content_type", f.do("POST", "/v1/jobs:batch", body, kind).code())
+	require.Equal(t, "invalid_parameter", f.do("POST", "/v1/jobs?wait=soon", body, kind).code())
+	require.Equal(t, "invalid_body", f.do("POST", "/v1/plugins/textstats/execute", body, kind).code(), "the plugin is in the address")
 	var page wire.JobPage
 	f.do("GET", "/v1/jobs", nil).into(t, &page)
 	require.Empty(t, page.Jobs)
@@ -317,6 +319,38 @@ func TestSubmit_WithFilesRefused(t *testing.T) {
 	dirs, err := filepath.Glob(filepath.Join(filepath.Dir(list.Dir), "[0-9a-f]*"))
 	require.NoError(t, err)
 	require.Empty(t, dirs, "nothing was kept")
+}
+
+// The deadline of a body must not end a wait that follows it.
+func TestSubmit_WithFilesAndWait(t *testing.T) {
+	t.Parallel()
+	f := setup(t, func(o *Options) { o.BodyTimeout = 50 * time.Millisecond })
+	file := part{name: "a.txt", body: "text"}
+	body, kind := form(part{name: "job", body: `{"plugin":"textstats","hold":true}`}, file)
+	require.Equal(t, 202, f.do("POST", "/v1/jobs?wait=300ms", body, kind).StatusCode)
+
+	ran := make(chan struct{})
+	go func() {
+		defer close(ran)
+		for range f.queue.Changed() {
+			for _, g := range f.queue.Groups(1) {
+				if len(g.Ready) > 0 {
+					f.finish(f.run(string(g.Ready[0].ID)), `"done"`)
+					return
+				}
+			}
+		}
+	}()
+	body, kind = form(part{name: "job", body: `{"args":[{"$file":"a.txt"}]}`}, file)
+	r := f.do("POST", "/v1/plugins/textstats/execute", body, kind)
+	require.Equal(t, 200, r.StatusCode, "%s", r.body)
+	require.Contains(t, string(r.body), `"value":"done"`)
+	<-ran
+	var page wire.JobPage
+	f.do("GET", "/v1/jobs?status=completed", nil).into(t, &page)
+	var list wire.JobFiles
+	f.do("GET", "/v1/jobs/"+page.Jobs[0].Id+"/files", nil).into(t, &list)
+	require.Len(t, list.Files, 1)
 }
 
 func TestResult_Unwrapped(t *testing.T) {

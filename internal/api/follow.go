@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"mime/multipart"
 	"strconv"
 	"strings"
 	"time"
@@ -327,7 +328,7 @@ func (s *server) Execute(ctx context.Context, req wire.ExecuteRequestObject) (wi
 	if err != nil {
 		return nil, err
 	}
-	job, err := s.submitExecute(ctx, req.Name, req.Params.IdempotencyKey, *req.Body, false)
+	job, err := s.submitExecute(ctx, execution{req.Name, req.Params.IdempotencyKey, req.JSONBody, req.MultipartBody, "execute", false})
 	if err != nil {
 		return nil, err
 	}
@@ -361,7 +362,7 @@ func (s *server) ExecuteStream(ctx context.Context, req wire.ExecuteStreamReques
 	if err != nil {
 		return nil, err
 	}
-	job, err := s.submitExecute(ctx, req.Name, req.Params.IdempotencyKey, *req.Body, true)
+	job, err := s.submitExecute(ctx, execution{req.Name, req.Params.IdempotencyKey, req.JSONBody, req.MultipartBody, "executeStream", true})
 	if err != nil {
 		release()
 		return nil, err
@@ -372,24 +373,35 @@ func (s *server) ExecuteStream(ctx context.Context, req wire.ExecuteStreamReques
 	return st, nil
 }
 
-func (s *server) submitExecute(ctx context.Context, plugin string, key *string, b wire.ExecuteRequest, stream bool) (jobs.Job, error) {
-	name, err := headerKey(key)
+// execution is a job for the plugin in the address: the body is JSON or a form.
+type execution struct {
+	plugin string
+	key    *string
+	body   *wire.ExecuteRequest
+	form   *multipart.Reader
+	op     string
+	stream bool
+}
+
+func (s *server) submitExecute(ctx context.Context, x execution) (jobs.Job, error) {
+	name, err := headerKey(x.key)
 	if err != nil {
 		return jobs.Job{}, err
 	}
-	sub, err := s.build(ctx, submission{key: name, req: wire.JobRequest{
-		Plugin: plugin, Args: b.Args, Kwargs: b.Kwargs, Task: b.Task, Method: b.Method, Stream: stream, Priority: b.Priority, Labels: b.Labels, MaxAttempts: b.MaxAttempts,
+	b := x.body
+	var stage *jobs.Stage
+	if x.form != nil {
+		b = new(wire.ExecuteRequest)
+		if stage, err = s.receive(ctx, x.form, x.op, b); err != nil {
+			return jobs.Job{}, err
+		}
+	}
+	job, _, err := s.submitted(ctx, submission{key: name, stage: stage, req: wire.JobRequest{
+		Plugin: x.plugin, Args: b.Args, Kwargs: b.Kwargs, Task: b.Task, Method: b.Method, Stream: x.stream, Priority: b.Priority, Labels: b.Labels, MaxAttempts: b.MaxAttempts,
 		QueueTimeout: b.QueueTimeout, RunTimeout: b.RunTimeout, CancelGrace: b.CancelGrace, InterruptGrace: b.InterruptGrace,
 	}})
 	if re := (*requestError)(nil); errors.As(err, &re) && re.Code == codeUnknownPlugin {
 		return jobs.Job{}, re.Cause // here the plugin is the address, not the content
 	}
-	if err != nil {
-		return jobs.Job{}, err
-	}
-	done, err := s.submit(ctx, sub)
-	if err != nil {
-		return jobs.Job{}, err
-	}
-	return done[0].Job, nil
+	return job, err
 }

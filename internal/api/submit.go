@@ -128,10 +128,10 @@ func (s *server) SubmitJob(ctx context.Context, req wire.SubmitJobRequestObject)
 	}
 	in := submission{key: key}
 	if req.MultipartBody != nil {
-		if in.req, in.stage, err = s.receive(req.MultipartBody); err != nil {
+		if in.stage, err = s.receive(ctx, req.MultipartBody, "submitJob", &in.req); err != nil {
 			return nil, err
 		}
-		defer s.settle(ctx, in.stage)
+		defer s.settle(ctx, in.stage) // also of one that never got as far as the queue
 	} else {
 		in.req = *req.JSONBody
 	}
@@ -182,24 +182,33 @@ func (s *server) submitOne(ctx context.Context, in submission, wait, prefer *str
 	if err != nil {
 		return answer{}, err
 	}
-	sub, err := s.build(ctx, in)
+	job, created, err := s.submitted(ctx, in)
 	if err != nil {
 		return answer{}, err
 	}
-	done, err := s.submit(ctx, sub)
-	if err != nil {
-		return answer{}, err
-	}
-	job := done[0].Job
 	if hold == 0 {
-		return answer{job: wireJob(job), known: !done[0].Created}, nil
+		return answer{job: wireJob(job), known: !created}, nil
 	}
 	job, err = s.await(ctx, job, hold)
 	if err != nil {
 		return answer{}, err
 	}
 	full, err := s.withResult(ctx, wireJob(job), job)
-	return answer{job: full, known: !done[0].Created || job.Status.Final()}, err
+	return answer{job: full, known: !created || job.Status.Final()}, err
+}
+
+// submitted stores one submission and settles the files that came with it.
+func (s *server) submitted(ctx context.Context, in submission) (jobs.Job, bool, error) {
+	defer s.settle(ctx, in.stage)
+	sub, err := s.build(ctx, in)
+	if err != nil {
+		return jobs.Job{}, false, err
+	}
+	done, err := s.submit(ctx, sub)
+	if err != nil {
+		return jobs.Job{}, false, err
+	}
+	return done[0].Job, done[0].Created, nil
 }
 
 // SubmitBatch is POST /v1/jobs:batch.

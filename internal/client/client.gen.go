@@ -293,8 +293,8 @@ type ClientInterface interface {
 	// PutJobFileWithBody Upload a file of a pending job
 	//
 	// The body is the file, of any content type. It is checked, on disk and in its place when the answer comes; until then, and
-	// when anything goes wrong, what was there before stays. Refused once the job has started: submit it with `hold: true`
-	// to have the time. A body that comes more slowly than 2 KiB a second is given up.
+	// when anything goes wrong, what was there before stays. Refused while the job runs and after its end: submit it with
+	// `hold: true` to have the time. A body that comes more slowly than 2 KiB a second is given up.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -328,7 +328,7 @@ type ClientInterface interface {
 
 	// RetryJob Submit a final job again
 	//
-	// Answers with the new job, whose `retry_of` names the old one.
+	// Answers with the new job, whose `retry_of` names the old one. Files that were uploaded for the old one come along.
 	//
 	// Corresponds with POST /v1/jobs/{id}/retry (the `RetryJob` operationId).
 	RetryJob(ctx context.Context, id JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -502,7 +502,7 @@ type ClientInterface interface {
 	// ExecuteWithBody Submit a job and wait until it is final
 	//
 	// The job is durable like any other. Without `wait` the answer is held as long as the client stays. A client that goes
-	// away leaves the job alone unless `on_disconnect=cancel`.
+	// away leaves the job alone unless `on_disconnect=cancel`. Files may come along as with `POST /v1/jobs`.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -512,7 +512,7 @@ type ClientInterface interface {
 	// Execute Submit a job and wait until it is final
 	//
 	// The job is durable like any other. Without `wait` the answer is held as long as the client stays. A client that goes
-	// away leaves the job alone unless `on_disconnect=cancel`.
+	// away leaves the job alone unless `on_disconnect=cancel`. Files may come along as with `POST /v1/jobs`.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -522,7 +522,8 @@ type ClientInterface interface {
 	// ExecuteStreamWithBody Submit a streaming job and follow its chunks in one request
 	//
 	// The job is durable like any other; `Location` names it, so that a client that lost the connection can go on at
-	// `/v1/jobs/{id}/stream`. When the client goes away the job is cancelled unless `on_disconnect=keep`.
+	// `/v1/jobs/{id}/stream`. When the client goes away the job is cancelled unless `on_disconnect=keep`. Files may come along
+	// as with `POST /v1/jobs`.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -532,7 +533,8 @@ type ClientInterface interface {
 	// ExecuteStream Submit a streaming job and follow its chunks in one request
 	//
 	// The job is durable like any other; `Location` names it, so that a client that lost the connection can go on at
-	// `/v1/jobs/{id}/stream`. When the client goes away the job is cancelled unless `on_disconnect=keep`.
+	// `/v1/jobs/{id}/stream`. When the client goes away the job is cancelled unless `on_disconnect=keep`. Files may come along
+	// as with `POST /v1/jobs`.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -1236,8 +1238,8 @@ func (c *Client) HeadJobFile(ctx context.Context, id JobID, name string, reqEdit
 // PutJobFileWithBody Upload a file of a pending job
 //
 // The body is the file, of any content type. It is checked, on disk and in its place when the answer comes; until then, and
-// when anything goes wrong, what was there before stays. Refused once the job has started: submit it with `hold: true`
-// to have the time. A body that comes more slowly than 2 KiB a second is given up.
+// when anything goes wrong, what was there before stays. Refused while the job runs and after its end: submit it with
+// `hold: true` to have the time. A body that comes more slowly than 2 KiB a second is given up.
 //
 // Takes any type of body and a specified content type.
 //
@@ -1321,7 +1323,7 @@ func (c *Client) GetResult(ctx context.Context, id JobID, params *GetResultParam
 
 // RetryJob Submit a final job again
 //
-// Answers with the new job, whose `retry_of` names the old one.
+// Answers with the new job, whose `retry_of` names the old one. Files that were uploaded for the old one come along.
 //
 // Corresponds with POST /v1/jobs/{id}/retry (the `RetryJob` operationId).
 func (c *Client) RetryJob(ctx context.Context, id JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1745,7 +1747,7 @@ func (c *Client) EnablePlugin(ctx context.Context, name PluginName, reqEditors .
 // ExecuteWithBody Submit a job and wait until it is final
 //
 // The job is durable like any other. Without `wait` the answer is held as long as the client stays. A client that goes
-// away leaves the job alone unless `on_disconnect=cancel`.
+// away leaves the job alone unless `on_disconnect=cancel`. Files may come along as with `POST /v1/jobs`.
 //
 // Takes any type of body and a specified content type.
 //
@@ -1765,7 +1767,7 @@ func (c *Client) ExecuteWithBody(ctx context.Context, name PluginName, params *E
 // Execute Submit a job and wait until it is final
 //
 // The job is durable like any other. Without `wait` the answer is held as long as the client stays. A client that goes
-// away leaves the job alone unless `on_disconnect=cancel`.
+// away leaves the job alone unless `on_disconnect=cancel`. Files may come along as with `POST /v1/jobs`.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -1785,7 +1787,8 @@ func (c *Client) Execute(ctx context.Context, name PluginName, params *ExecutePa
 // ExecuteStreamWithBody Submit a streaming job and follow its chunks in one request
 //
 // The job is durable like any other; `Location` names it, so that a client that lost the connection can go on at
-// `/v1/jobs/{id}/stream`. When the client goes away the job is cancelled unless `on_disconnect=keep`.
+// `/v1/jobs/{id}/stream`. When the client goes away the job is cancelled unless `on_disconnect=keep`. Files may come along
+// as with `POST /v1/jobs`.
 //
 // Takes any type of body and a specified content type.
 //
@@ -1805,7 +1808,8 @@ func (c *Client) ExecuteStreamWithBody(ctx context.Context, name PluginName, par
 // ExecuteStream Submit a streaming job and follow its chunks in one request
 //
 // The job is durable like any other; `Location` names it, so that a client that lost the connection can go on at
-// `/v1/jobs/{id}/stream`. When the client goes away the job is cancelled unless `on_disconnect=keep`.
+// `/v1/jobs/{id}/stream`. When the client goes away the job is cancelled unless `on_disconnect=keep`. Files may come along
+// as with `POST /v1/jobs`.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -6397,8 +6401,8 @@ type ClientWithResponsesInterface interface {
 	// PutJobFileWithBodyWithResponse Upload a file of a pending job
 	//
 	// The body is the file, of any content type. It is checked, on disk and in its place when the answer comes; until then, and
-	// when anything goes wrong, what was there before stays. Refused once the job has started: submit it with `hold: true`
-	// to have the time. A body that comes more slowly than 2 KiB a second is given up.
+	// when anything goes wrong, what was there before stays. Refused while the job runs and after its end: submit it with
+	// `hold: true` to have the time. A body that comes more slowly than 2 KiB a second is given up.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -6440,7 +6444,7 @@ type ClientWithResponsesInterface interface {
 
 	// RetryJobWithResponse Submit a final job again
 	//
-	// Answers with the new job, whose `retry_of` names the old one.
+	// Answers with the new job, whose `retry_of` names the old one. Files that were uploaded for the old one come along.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6644,7 +6648,7 @@ type ClientWithResponsesInterface interface {
 	// ExecuteWithBodyWithResponse Submit a job and wait until it is final
 	//
 	// The job is durable like any other. Without `wait` the answer is held as long as the client stays. A client that goes
-	// away leaves the job alone unless `on_disconnect=cancel`.
+	// away leaves the job alone unless `on_disconnect=cancel`. Files may come along as with `POST /v1/jobs`.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -6654,7 +6658,7 @@ type ClientWithResponsesInterface interface {
 	// ExecuteWithResponse Submit a job and wait until it is final
 	//
 	// The job is durable like any other. Without `wait` the answer is held as long as the client stays. A client that goes
-	// away leaves the job alone unless `on_disconnect=cancel`.
+	// away leaves the job alone unless `on_disconnect=cancel`. Files may come along as with `POST /v1/jobs`.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -6664,7 +6668,8 @@ type ClientWithResponsesInterface interface {
 	// ExecuteStreamWithBodyWithResponse Submit a streaming job and follow its chunks in one request
 	//
 	// The job is durable like any other; `Location` names it, so that a client that lost the connection can go on at
-	// `/v1/jobs/{id}/stream`. When the client goes away the job is cancelled unless `on_disconnect=keep`.
+	// `/v1/jobs/{id}/stream`. When the client goes away the job is cancelled unless `on_disconnect=keep`. Files may come along
+	// as with `POST /v1/jobs`.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -6674,7 +6679,8 @@ type ClientWithResponsesInterface interface {
 	// ExecuteStreamWithResponse Submit a streaming job and follow its chunks in one request
 	//
 	// The job is durable like any other; `Location` names it, so that a client that lost the connection can go on at
-	// `/v1/jobs/{id}/stream`. When the client goes away the job is cancelled unless `on_disconnect=keep`.
+	// `/v1/jobs/{id}/stream`. When the client goes away the job is cancelled unless `on_disconnect=keep`. Files may come along
+	// as with `POST /v1/jobs`.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -11878,8 +11884,8 @@ func (c *ClientWithResponses) HeadJobFileWithResponse(ctx context.Context, id Jo
 // PutJobFileWithBodyWithResponse Upload a file of a pending job
 //
 // The body is the file, of any content type. It is checked, on disk and in its place when the answer comes; until then, and
-// when anything goes wrong, what was there before stays. Refused once the job has started: submit it with `hold: true`
-// to have the time. A body that comes more slowly than 2 KiB a second is given up.
+// when anything goes wrong, what was there before stays. Refused while the job runs and after its end: submit it with
+// `hold: true` to have the time. A body that comes more slowly than 2 KiB a second is given up.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -11951,7 +11957,7 @@ func (c *ClientWithResponses) GetResultWithResponse(ctx context.Context, id JobI
 
 // RetryJobWithResponse Submit a final job again
 //
-// Answers with the new job, whose `retry_of` names the old one.
+// Answers with the new job, whose `retry_of` names the old one. Files that were uploaded for the old one come along.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -12305,7 +12311,7 @@ func (c *ClientWithResponses) EnablePluginWithResponse(ctx context.Context, name
 // ExecuteWithBodyWithResponse Submit a job and wait until it is final
 //
 // The job is durable like any other. Without `wait` the answer is held as long as the client stays. A client that goes
-// away leaves the job alone unless `on_disconnect=cancel`.
+// away leaves the job alone unless `on_disconnect=cancel`. Files may come along as with `POST /v1/jobs`.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -12321,7 +12327,7 @@ func (c *ClientWithResponses) ExecuteWithBodyWithResponse(ctx context.Context, n
 // ExecuteWithResponse Submit a job and wait until it is final
 //
 // The job is durable like any other. Without `wait` the answer is held as long as the client stays. A client that goes
-// away leaves the job alone unless `on_disconnect=cancel`.
+// away leaves the job alone unless `on_disconnect=cancel`. Files may come along as with `POST /v1/jobs`.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -12337,7 +12343,8 @@ func (c *ClientWithResponses) ExecuteWithResponse(ctx context.Context, name Plug
 // ExecuteStreamWithBodyWithResponse Submit a streaming job and follow its chunks in one request
 //
 // The job is durable like any other; `Location` names it, so that a client that lost the connection can go on at
-// `/v1/jobs/{id}/stream`. When the client goes away the job is cancelled unless `on_disconnect=keep`.
+// `/v1/jobs/{id}/stream`. When the client goes away the job is cancelled unless `on_disconnect=keep`. Files may come along
+// as with `POST /v1/jobs`.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -12353,7 +12360,8 @@ func (c *ClientWithResponses) ExecuteStreamWithBodyWithResponse(ctx context.Cont
 // ExecuteStreamWithResponse Submit a streaming job and follow its chunks in one request
 //
 // The job is durable like any other; `Location` names it, so that a client that lost the connection can go on at
-// `/v1/jobs/{id}/stream`. When the client goes away the job is cancelled unless `on_disconnect=keep`.
+// `/v1/jobs/{id}/stream`. When the client goes away the job is cancelled unless `on_disconnect=keep`. Files may come along
+// as with `POST /v1/jobs`.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //

@@ -2063,6 +2063,12 @@ type ListPluginsParams struct {
 	State *string `form:"state,omitempty" json:"state,omitempty"`
 }
 
+// ExecuteMultipartBody defines parameters for Execute.
+type ExecuteMultipartBody struct {
+	Job                  ExecuteRequest                `json:"job"`
+	AdditionalProperties map[string]openapi_types.File `json:"-"`
+}
+
 // ExecuteParams defines parameters for Execute.
 type ExecuteParams struct {
 	// Wait Hold the answer until the job is final, at most this long (up to `10m`).
@@ -2077,6 +2083,12 @@ type ExecuteParams struct {
 
 // ExecuteParamsOnDisconnect defines parameters for Execute.
 type ExecuteParamsOnDisconnect string
+
+// ExecuteStreamMultipartBody defines parameters for ExecuteStream.
+type ExecuteStreamMultipartBody struct {
+	Job                  ExecuteRequest                `json:"job"`
+	AdditionalProperties map[string]openapi_types.File `json:"-"`
+}
 
 // ExecuteStreamParams defines parameters for ExecuteStream.
 type ExecuteStreamParams struct {
@@ -2162,8 +2174,14 @@ type PutConfigJSONRequestBody = ConfigRequest
 // ExecuteJSONRequestBody defines body for Execute for application/json ContentType.
 type ExecuteJSONRequestBody = ExecuteRequest
 
+// ExecuteMultipartRequestBody defines body for Execute for multipart/form-data ContentType.
+type ExecuteMultipartRequestBody ExecuteMultipartBody
+
 // ExecuteStreamJSONRequestBody defines body for ExecuteStream for application/json ContentType.
 type ExecuteStreamJSONRequestBody = ExecuteRequest
+
+// ExecuteStreamMultipartRequestBody defines body for ExecuteStream for multipart/form-data ContentType.
+type ExecuteStreamMultipartRequestBody ExecuteStreamMultipartBody
 
 // CreateInstanceJSONRequestBody defines body for CreateInstance for application/json ContentType.
 type CreateInstanceJSONRequestBody = InstanceRequest
@@ -2311,6 +2329,138 @@ func (a *SubmitJobMultipartBody) UnmarshalJSON(b []byte) error {
 
 // Override default JSON handling for SubmitJobMultipartBody to handle AdditionalProperties
 func (a SubmitJobMultipartBody) MarshalJSON() ([]byte, error) {
+	var err error
+	object := make(map[string]json.RawMessage)
+
+	object["job"], err = json.Marshal(a.Job)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'job': %w", err)
+	}
+
+	for fieldName, field := range a.AdditionalProperties {
+		object[fieldName], err = json.Marshal(field)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling '%s': %w", fieldName, err)
+		}
+	}
+	return json.Marshal(object)
+}
+
+// Getter for additional properties for ExecuteMultipartBody. Returns the specified
+// element and whether it was found
+func (a ExecuteMultipartBody) Get(fieldName string) (value openapi_types.File, found bool) {
+	if a.AdditionalProperties != nil {
+		value, found = a.AdditionalProperties[fieldName]
+	}
+	return
+}
+
+// Setter for additional properties for ExecuteMultipartBody
+func (a *ExecuteMultipartBody) Set(fieldName string, value openapi_types.File) {
+	if a.AdditionalProperties == nil {
+		a.AdditionalProperties = make(map[string]openapi_types.File)
+	}
+	a.AdditionalProperties[fieldName] = value
+}
+
+// Override default JSON handling for ExecuteMultipartBody to handle AdditionalProperties
+func (a *ExecuteMultipartBody) UnmarshalJSON(b []byte) error {
+	object := make(map[string]json.RawMessage)
+	err := json.Unmarshal(b, &object)
+	if err != nil {
+		return err
+	}
+
+	if raw, found := object["job"]; found {
+		err = json.Unmarshal(raw, &a.Job)
+		if err != nil {
+			return fmt.Errorf("error reading 'job': %w", err)
+		}
+		delete(object, "job")
+	}
+
+	if len(object) != 0 {
+		a.AdditionalProperties = make(map[string]openapi_types.File)
+		for fieldName, fieldBuf := range object {
+			var fieldVal openapi_types.File
+			err := json.Unmarshal(fieldBuf, &fieldVal)
+			if err != nil {
+				return fmt.Errorf("error unmarshaling field %s: %w", fieldName, err)
+			}
+			a.AdditionalProperties[fieldName] = fieldVal
+		}
+	}
+	return nil
+}
+
+// Override default JSON handling for ExecuteMultipartBody to handle AdditionalProperties
+func (a ExecuteMultipartBody) MarshalJSON() ([]byte, error) {
+	var err error
+	object := make(map[string]json.RawMessage)
+
+	object["job"], err = json.Marshal(a.Job)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'job': %w", err)
+	}
+
+	for fieldName, field := range a.AdditionalProperties {
+		object[fieldName], err = json.Marshal(field)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling '%s': %w", fieldName, err)
+		}
+	}
+	return json.Marshal(object)
+}
+
+// Getter for additional properties for ExecuteStreamMultipartBody. Returns the specified
+// element and whether it was found
+func (a ExecuteStreamMultipartBody) Get(fieldName string) (value openapi_types.File, found bool) {
+	if a.AdditionalProperties != nil {
+		value, found = a.AdditionalProperties[fieldName]
+	}
+	return
+}
+
+// Setter for additional properties for ExecuteStreamMultipartBody
+func (a *ExecuteStreamMultipartBody) Set(fieldName string, value openapi_types.File) {
+	if a.AdditionalProperties == nil {
+		a.AdditionalProperties = make(map[string]openapi_types.File)
+	}
+	a.AdditionalProperties[fieldName] = value
+}
+
+// Override default JSON handling for ExecuteStreamMultipartBody to handle AdditionalProperties
+func (a *ExecuteStreamMultipartBody) UnmarshalJSON(b []byte) error {
+	object := make(map[string]json.RawMessage)
+	err := json.Unmarshal(b, &object)
+	if err != nil {
+		return err
+	}
+
+	if raw, found := object["job"]; found {
+		err = json.Unmarshal(raw, &a.Job)
+		if err != nil {
+			return fmt.Errorf("error reading 'job': %w", err)
+		}
+		delete(object, "job")
+	}
+
+	if len(object) != 0 {
+		a.AdditionalProperties = make(map[string]openapi_types.File)
+		for fieldName, fieldBuf := range object {
+			var fieldVal openapi_types.File
+			err := json.Unmarshal(fieldBuf, &fieldVal)
+			if err != nil {
+				return fmt.Errorf("error unmarshaling field %s: %w", fieldName, err)
+			}
+			a.AdditionalProperties[fieldName] = fieldVal
+		}
+	}
+	return nil
+}
+
+// Override default JSON handling for ExecuteStreamMultipartBody to handle AdditionalProperties
+func (a ExecuteStreamMultipartBody) MarshalJSON() ([]byte, error) {
 	var err error
 	object := make(map[string]json.RawMessage)
 
@@ -8407,9 +8557,10 @@ func (response EnablePlugindefaultApplicationProblemPlusJSONResponse) VisitEnabl
 }
 
 type ExecuteRequestObject struct {
-	Name   PluginName `json:"name"`
-	Params ExecuteParams
-	Body   *ExecuteJSONRequestBody
+	Name          PluginName `json:"name"`
+	Params        ExecuteParams
+	JSONBody      *ExecuteJSONRequestBody
+	MultipartBody *multipart.Reader
 }
 
 type ExecuteResponseObject interface {
@@ -8467,9 +8618,10 @@ func (response ExecutedefaultApplicationProblemPlusJSONResponse) VisitExecuteRes
 }
 
 type ExecuteStreamRequestObject struct {
-	Name   PluginName `json:"name"`
-	Params ExecuteStreamParams
-	Body   *ExecuteStreamJSONRequestBody
+	Name          PluginName `json:"name"`
+	Params        ExecuteStreamParams
+	JSONBody      *ExecuteStreamJSONRequestBody
+	MultipartBody *multipart.Reader
 }
 
 type ExecuteStreamResponseObject interface {
@@ -11407,13 +11559,24 @@ func (sh *strictHandler) Execute(w http.ResponseWriter, r *http.Request, name Pl
 
 	request.Name = name
 	request.Params = params
+	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/json") {
 
-	var body ExecuteJSONRequestBody
-	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
-		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
-		return
+		var body ExecuteJSONRequestBody
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+		request.JSONBody = &body
+
 	}
-	request.Body = &body
+	if strings.HasPrefix(r.Header.Get("Content-Type"), "multipart/form-data") {
+		if reader, err := r.MultipartReader(); err != nil {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode multipart body: %w", err))
+			return
+		} else {
+			request.MultipartBody = reader
+		}
+	}
 
 	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
 		return sh.ssi.Execute(ctx, request.(ExecuteRequestObject))
@@ -11441,13 +11604,24 @@ func (sh *strictHandler) ExecuteStream(w http.ResponseWriter, r *http.Request, n
 
 	request.Name = name
 	request.Params = params
+	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/json") {
 
-	var body ExecuteStreamJSONRequestBody
-	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
-		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
-		return
+		var body ExecuteStreamJSONRequestBody
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+		request.JSONBody = &body
+
 	}
-	request.Body = &body
+	if strings.HasPrefix(r.Header.Get("Content-Type"), "multipart/form-data") {
+		if reader, err := r.MultipartReader(); err != nil {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode multipart body: %w", err))
+			return
+		} else {
+			request.MultipartBody = reader
+		}
+	}
 
 	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
 		return sh.ssi.ExecuteStream(ctx, request.(ExecuteStreamRequestObject))
