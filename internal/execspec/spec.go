@@ -247,7 +247,7 @@ func (c *compiler) rule(key string, r Progress) {
 		c.fail(key+"from", "is stdout, which is the result; set stdout to log, ndjson or lines")
 	}
 	re, err := regexp.Compile(r.Pattern)
-	if err != nil || r.Pattern == "" {
+	if err != nil {
 		c.fail(key+"pattern", "is no regular expression: %v", err)
 		return
 	}

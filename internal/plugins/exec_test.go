@@ -52,7 +52,11 @@ func TestExec_EveryProblemHasItsPlace(t *testing.T) {
 		_, err := ParseManifest("/d/m.yaml", []byte("name: t\nruntime: exec\ncommand: [x]\nexec: {"+text+"}\n"))
 		require.ErrorContains(t, err, want, text)
 	}
-	_, err := ParseManifest("/d/m.yaml", []byte("name: t\nmodule: m\nclass: C\nexec: {}\n"))
+	_, err := ParseManifest("/d/m.yaml", []byte("name: t\nruntime: exec\ncommand: [x]\nexec: {args: [\"{x}\"], stdouts: x, result: {}, progress: [{}]}\n"))
+	var all *ManifestError
+	require.ErrorAs(t, err, &all)
+	require.Len(t, all.Problems, 4) // each once
+	_, err = ParseManifest("/d/m.yaml", []byte("name: t\nmodule: m\nclass: C\nexec: {}\n"))
 	require.ErrorContains(t, err, `exec is for runtime exec`)
 }
 

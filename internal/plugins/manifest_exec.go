@@ -20,7 +20,6 @@ func readExec(f *fields, m *Manifest) {
 		}
 		return
 	}
-	before := len(*f.problems)
 	s := &execspec.Spec{Name: m.Name, Version: m.Version, Here: filepath.Dir(m.Path), Command: m.Command}
 	s.Args = readExecArgs(e)
 	s.Stdin = readExecStdin(e)
@@ -35,12 +34,11 @@ func readExec(f *fields, m *Manifest) {
 	s.AllowOptions = e.boolean("allow_options")
 	e.strict()
 	m.Exec = s
-	if len(*f.problems) > before || len(m.Command) == 0 {
-		return
-	}
 	_, problems := execspec.Compile(*s)
 	for _, p := range problems {
-		e.fail(p.Key, "%s", p.Message)
+		if p.Key != "command" && !e.failed(p.Key) { // told already
+			e.fail(p.Key, "%s", p.Message)
+		}
 	}
 }
 
