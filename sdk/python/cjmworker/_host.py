@@ -128,6 +128,12 @@ def handle_signals(on_interrupt: "Callable", on_terminate: "Callable", doorbell:
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
 
 
+def terminate_main(ident: int, handler: "Callable") -> None:
+    """SIGTERM for the main thread, where ``handler`` still is what hears it."""
+    if _signal.getsignal(_signal.SIGTERM) == handler:
+        _signal.pthread_kill(ident, _signal.SIGTERM)
+
+
 def default_signals() -> None:
     _signal.set_wakeup_fd(-1)
     for number in (INTERRUPT_SIGNAL, int(_signal.SIGTERM), int(_signal.SIGINT)):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 TAKE_OVER = 0.002
 # The guard looks this many times before it sleeps until the next call.
 QUIET_LOOKS = 25
+TERM_AGAIN = 0.01
 READ_SIZE = 64 * 1024
 READ_MAX = 1024 * 1024
 USAGE_EVERY = 0.25
@@ -66,6 +67,7 @@ class Server:
         self._stop = False
         self._exit_code = 0
         self._forked = False
+        self._terminating = False  # a SIGTERM waits for the plugin's own code
         self._usage_at = 0.0
         self._usage_hint = 0
         self._usage_on: "Any" = ({}, {})
@@ -138,7 +140,20 @@ class Server:
         self._exit_code = EXIT_TERMINATED
         if self._idle or in_user_code(frame):
             self._idle = False
+            self._terminating = False
             raise SystemExit(EXIT_TERMINATED)
+        if self._busy and not self._terminating:
+            self._terminating = True
+            start_new_thread(self._terminate_again, (self._serial,))
+
+    def _terminate_again(self, serial: int) -> None:
+        """The SIGTERM came while code of ours ran below the plugin's, where nothing may be
+        raised: it comes again until it meets the plugin's own, or that is over."""
+        while True:
+            sleep(TERM_AGAIN)
+            if not (self._terminating and self._busy and self._serial == serial):
+                return
+            _host.terminate_main(self.slot.ident, self._on_terminate)
 
     def _in_child(self) -> None:
         """A forked child of the plugin: no protocol, plain stdio, default signals."""

@@ -31,6 +31,23 @@ class End(WorkerTest):
             w.wait()
             self.assertTrue((w.dir / "cleaned").exists(), busy)
 
+    def test_sigterm_that_meets_our_own_code_comes_again(self) -> None:
+        w = self.loaded("""
+            import logging, os, signal, time
+            class Loud:
+                def __str__(self):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return "formatted by the runtime"
+            class Plugin:
+                def execute(self):
+                    logging.warning("%s", Loud())
+                    time.sleep(60)
+                def cleanup(self): open("cleaned", "w").close()
+            """)
+        w.start("j")
+        self.assertEqual(w.wait(), 143)
+        self.assertTrue((w.dir / "cleaned").exists())
+
     def test_sigterm_while_the_guard_reads(self) -> None:
         w = self.worker("import time\nclass Plugin:\n  def execute(self): time.sleep(0.05)\n  def cleanup(self): open('cleaned', 'w').close()")
         w.hello()
