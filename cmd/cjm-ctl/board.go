@@ -222,13 +222,9 @@ func (b *board) rowLine(r boardRow, nameWidth, width int) string {
 	head := pad(fit(harmless(r.name, false), nameWidth), nameWidth)
 	state := pad(string(r.state), len(envs.Introspecting))
 	room := width - 2 - nameWidth - 2 - cells(state) - 2 - 7
-	detail := ""
-	if room >= 8 {
-		detail = pad(fit(harmless(r.detail, false), room), room)
+	if room < 8 { // a very narrow terminal: what fits, without colours
+		return fit(mark+" "+head+"  "+string(r.state)+" "+took, width)
 	}
-	line := b.style.paint(code, mark) + " " + b.style.paint(bold, head) + "  " + b.style.paint(code, state)
-	if detail != "" {
-		line += "  " + b.style.paint(dim, detail)
-	}
-	return line + fmt.Sprintf("%7s", took)
+	return b.style.paint(code, mark) + " " + b.style.paint(bold, head) + "  " + b.style.paint(code, state) +
+		"  " + b.style.paint(dim, pad(fit(harmless(r.detail, false), room), room)) + fmt.Sprintf("%7s", took)
 }
