@@ -15,7 +15,7 @@ if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then bold=$'\e[1m'; dim=$'\e[2m'; off=$'\
 step() { printf '\n%s== %s%s\n' "$bold" "$*" "$off"; }
 show() { printf '%s$ %s%s\n' "$dim" "$*" "$off"; }
 
-daemon=''
+daemon='' run=''
 stop() {
   local code=$?
   trap - EXIT INT TERM
@@ -23,6 +23,7 @@ stop() {
     kill -TERM "$daemon"
     wait "$daemon" || true
   fi
+  if [ -n "$run" ]; then rm -rf "$run"; fi
   exit "$code"
 }
 trap stop EXIT
@@ -48,7 +49,6 @@ step 'Start the daemon'
 find "$dir/state" -mindepth 1 -maxdepth 1 ! -name envs -exec rm -rf {} +
 # A Unix socket's path may have 107 bytes; a deep clone would break it.
 run=$(mktemp -d "${TMPDIR:-/tmp}/cjmd-demo.XXXXXX")
-trap 'rm -rf "$run"; stop' EXIT
 export CJMD_SOCKET="$run/cjmd.sock"
 show "cjmd serve --state-dir $dir/state --socket $CJMD_SOCKET --plugins examples/plugins"
 cjmd serve --state-dir "$dir/state" --socket "$CJMD_SOCKET" --listen none \
