@@ -29,6 +29,9 @@ func (s *specs) view(man plugins.Manifest, wish plugins.Isolation, command []str
 	}
 	read := slices.Concat([]string{s.runtime}, man.CodeDirs, wish.Read)
 	read = append(read, programDirs(command[0])...)
+	if man.Runtime == runtimeExec { // its program may be beside it
+		read = append(read, filepath.Dir(man.Path))
+	}
 	for _, dir := range read {
 		if _, err := os.Stat(dir); err == nil && !slices.Contains(v.Read, dir) {
 			v.Read = append(v.Read, dir)
