@@ -199,6 +199,7 @@ func (a *app) carryOut(ctx context.Context, in *envs.Installer, tasks []envs.Tas
 	<-spun
 	b.close()
 	reach := a.tellDaemon(ctx, results)
+	clean(in, results)
 	if err := a.showResults(results, reach); err != nil {
 		return err
 	}
@@ -215,6 +216,22 @@ func (a *app) carryOut(ctx context.Context, in *envs.Installer, tasks []envs.Tas
 		return &partlyError{failed, len(results), "installations"}
 	}
 	return nil
+}
+
+// clean removes what the new environments took the place of, now that the
+// daemon knows them.
+func clean(in *envs.Installer, results []envs.Result) {
+	for i := range results {
+		r := &results[i]
+		if r.Err != nil || r.Action != envs.Rebuild {
+			continue
+		}
+		stays, err := in.Clean(r.Env)
+		if err != nil {
+			stays = append(stays, err.Error())
+		}
+		r.Warnings = append(r.Warnings, stays...)
+	}
 }
 
 // daemonTold says what a running daemon makes of new manifests.

@@ -364,7 +364,7 @@ func (a *app) mend(ctx context.Context, in *envs.Installer, all, rebuild, rewrit
 		if len(x.Leftovers) == 0 {
 			continue
 		}
-		stays, err := in.Clean(x)
+		stays, err := in.Clean(x.Name)
 		if err != nil {
 			return err
 		}

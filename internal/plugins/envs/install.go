@@ -65,7 +65,9 @@ type Result struct {
 
 // Install does the tasks, several at a time, and returns their results in the
 // order of the tasks. One that fails does not hold up the others. After ctx
-// ends nothing new begins, what runs is stopped, and the results say so.
+// ends nothing new begins, what runs is stopped, and the results say so. Old
+// builds stay until Clean: a daemon may start a worker from one until it has
+// read the new manifest.
 func (in *Installer) Install(ctx context.Context, tasks []Task, report func(Update)) []Result {
 	results := make([]Result, len(tasks))
 	slots := make(chan struct{}, in.o.Jobs)
@@ -228,11 +230,7 @@ func (j *job) build(ctx context.Context, enter func(State)) (err error) {
 		return err
 	}
 	inForce = true
-	if err := j.register(w); err != nil {
-		return err
-	}
-	j.r.Warnings = append(j.r.Warnings, j.in.dropOld(e.EnvName)...)
-	return nil
+	return j.register(w)
 }
 
 func (j *job) retried(ctx context.Context, run func() error) error {

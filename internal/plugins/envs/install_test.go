@@ -5,17 +5,20 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cjmd/cjmd/internal/plugins"
 )
@@ -76,6 +79,10 @@ func TestInstall_DoesOnlyWhatIsNeeded(t *testing.T) {
 	newer := b.mustInstall(b.file(fmt.Sprintf("plugins: [{name: echo, category: text, package: %q}]", b.echo("2.0"))), PlanOptions{})
 	assert.Equal(t, Rebuild, newer.Action)
 	assert.NotEqual(t, first.Dir, newer.Dir)
+	assert.DirExists(t, first.Dir, "until the daemon knows of the new one")
+	stays, err := b.in.Clean("echo")
+	require.NoError(t, err)
+	assert.Empty(t, stays)
 	assert.NoDirExists(t, first.Dir, "nobody used the old one")
 	require.Len(t, newer.Packages, 1)
 	assert.Contains(t, newer.Packages[0], "became echo-plugin==2.0 @ file://")
@@ -359,6 +366,30 @@ func TestInstall_NetworkThatDiesHalfWay(t *testing.T) {
 	assert.NotEmpty(t, fail.Tail)
 	assert.Contains(t, failed.Err.Error(), "(the network failed)")
 	assert.Equal(t, r.Dir, b.in.current("echo"))
+}
+
+// What a tool started ends with it: it would write into a directory that is
+// being removed.
+func TestSteps_CancelEndsTheWholeGroup(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	stop := errors.New("Ctrl-C")
+	child := -1
+	s := &steps{env: os.Environ(), dir: b.dir, log: io.Discard, line: func(l string) {
+		pid, err := strconv.Atoi(l)
+		if assert.NoError(t, err) {
+			child, err = unix.PidfdOpen(pid, 0)
+			assert.NoError(t, err)
+		}
+		cancel(stop)
+	}}
+	require.ErrorIs(t, s.run(ctx, "wait", []string{"sh", "-c", "sleep 1000 & echo $!; wait"}), stop)
+	defer unix.Close(child)
+	ended, err := unix.Poll([]unix.PollFd{{Fd: int32(child), Events: unix.POLLIN}}, 10_000)
+	require.NoError(t, err)
+	assert.Equal(t, 1, ended, "the child of the tool lives on")
 }
 
 func TestPlan_UnknownNameIsSuggested(t *testing.T) {

@@ -192,14 +192,14 @@ func (in *Installer) Remove(i Installed) error {
 
 // Clean removes the builds of an environment that are not in force and that
 // nobody uses; it says which ones stay.
-func (in *Installer) Clean(i Installed) (stays []string, err error) {
-	unlock, err := lock(filepath.Join(in.o.Envs, "."+i.Name+".lock"))
+func (in *Installer) Clean(env string) (stays []string, err error) {
+	unlock, err := lock(filepath.Join(in.o.Envs, "."+env+".lock"))
 	if err != nil {
-		return nil, fmt.Errorf("cannot clean up environment %q: %w", i.Name, err)
+		return nil, fmt.Errorf("cannot clean up environment %q: %w", env, err)
 	}
 	defer unlock()
-	in.dropUnfinished(i.Name)
-	return in.dropOld(i.Name), nil
+	in.dropUnfinished(env)
+	return in.dropOld(env), nil
 }
 
 // AskCode asks the installed code of a plugin what it is and returns how that

@@ -72,8 +72,11 @@ type unpacker struct{ python string }
 func newUnpacker(t *testing.T) *unpacker {
 	t.Helper()
 	python, err := exec.LookPath("python3")
+	if err == nil {
+		err = exec.Command(python, "-c", "import venv").Run()
+	}
 	if err != nil {
-		t.Skip("there is no python3 here")
+		t.Skipf("there is no python3 with venv here: %v", err)
 	}
 	return &unpacker{python}
 }
