@@ -113,9 +113,12 @@ class Tasks:
             if isinstance(value, (staticmethod, classmethod)):
                 value = value.__func__
             if inspect.isfunction(value):
-                signature = inspect.signature(value)
-                params = [param for param in signature.parameters if param != "self"]
-                methods.append({"name": name, "signature": str(signature), "params": params})
+                try:
+                    signature = inspect.signature(value)
+                    text, params = str(signature), [param for param in signature.parameters if param != "self"]
+                except Exception:  # annotations that cannot be evaluated, or a __signature__ that is none
+                    text, params = "(...)", []
+                methods.append({"name": name, "signature": text, "params": params})
             else:
                 attributes.append({"name": name, "type": type(value).__name__})
         tasks = [
@@ -135,7 +138,10 @@ def _methods(owner: "Any") -> "Found":
     found: "Found" = []
     for name in sorted(dir(kind)):
         if _callable_by_jobs(name):
-            value = getattr(kind, name, None)
+            try:
+                value = getattr(kind, name, None)
+            except Exception:  # a descriptor that wants an instance
+                continue
             if callable(value) and not isinstance(value, type):
                 found.append((name, value))
     return found

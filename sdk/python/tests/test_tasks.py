@@ -151,6 +151,21 @@ class TaskCalls(WorkerTest):
             ],
         )
 
+    def test_odd_members_do_not_spoil_the_surface(self) -> None:
+        w = self.loaded("""
+            class Odd:
+                def __get__(self, instance, owner): raise RuntimeError("not now")
+            class Plugin:
+                odd = Odd()
+                def execute(self): pass
+                def strange(self): pass
+                strange.__signature__ = "none"
+                def plain(self, a): pass
+            """)
+        methods = {method["name"]: method["params"] for method in w.ask("surface").json()["methods"]}
+        self.assertEqual(methods, {"execute": [], "plain": ["a"], "strange": []})
+        self.assertIn("there is execute, plain, strange", w.task("a", "", "xyz").error["message"])
+
     def test_a_class_with_neither_execute_nor_adapters_is_refused(self) -> None:
         w = self.worker(TOOL)
         self.assertIn("has no execute method", w.hello().error["message"])
