@@ -57,7 +57,7 @@ func (c *Conn) Request(ctx context.Context, method string, params json.RawMessag
 	case "system_status":
 		return c.systemStatus(ctx)
 	case "processes":
-		return c.monitor(ctx, "/list_processes")
+		return c.processes(ctx)
 	}
 	return nil, unsupported(method)
 }
@@ -195,35 +195,45 @@ func orNull(raw json.RawMessage) json.RawMessage {
 // systemStatus asks a monitor: by its own path, and where the worker or the
 // plugin is older than that, by the command that monitors took before.
 func (c *Conn) systemStatus(ctx context.Context) (json.RawMessage, error) {
-	raw, err := c.monitor(ctx, "/get_system_status")
-	if !errors.Is(err, supervisor.ErrNotSupported) {
-		return raw, err
+	const path = "/get_system_status"
+	if c.has(path) {
+		raw, err := c.monitor(ctx, path)
+		var status *statusError
+		if !errors.As(err, &status) || status.code != http.StatusNotImplemented {
+			return raw, err
+		}
 	}
-	asked := raw != nil // the worker knows the path and says that this is no monitor
-	if asked {
-		return nil, err
-	}
-	raw, err = c.ask(ctx, http.MethodPost, "/execute", []byte(`{"args":["get_system_status"],"kwargs":{}}`))
+	raw, err := c.ask(ctx, http.MethodPost, "/execute", []byte(`{"args":["get_system_status"],"kwargs":{}}`))
 	return raw, refusal(err, "system_status")
 }
 
-// monitor asks one of the monitors' paths. ErrNotSupported comes with a body
-// that is not nil when the worker knows the path and the plugin is no monitor.
-func (c *Conn) monitor(ctx context.Context, path string) (json.RawMessage, error) {
+func (c *Conn) processes(ctx context.Context) (json.RawMessage, error) {
+	const path = "/list_processes"
 	if !c.has(path) {
-		return nil, unsupported(path[1:])
+		return nil, unsupported("processes")
 	}
-	raw, err := c.ask(ctx, http.MethodPost, path, nil)
+	raw, err := c.monitor(ctx, path)
 	var status *statusError
 	if errors.As(err, &status) {
-		switch status.code {
-		case http.StatusNotFound:
-			return status.body, unsupported(path[1:])
-		case http.StatusNotImplemented:
-			return nil, unsupported(path[1:])
-		}
+		return nil, unsupported("processes")
 	}
-	return raw, refusal(err, path[1:])
+	return raw, err
+}
+
+// monitor asks one of the monitors' paths. A plugin that is no monitor does not
+// support it; *statusError: it is one from before there was this path.
+func (c *Conn) monitor(ctx context.Context, path string) (json.RawMessage, error) {
+	raw, err := c.ask(ctx, http.MethodPost, path, nil)
+	var status *statusError
+	switch {
+	case !errors.As(err, &status):
+		return raw, err
+	case status.code == http.StatusNotFound:
+		return nil, unsupported(path[1:])
+	case status.code == http.StatusNotImplemented:
+		return nil, err
+	}
+	return nil, refusal(err, path[1:])
 }
 
 // Cancel runs the plugin's cancel(). That it ran is all that the answer says:

@@ -123,15 +123,16 @@ func progress(b *bench) {
 	if b.target.Blocks {
 		b.Skip("nothing is heard of a call while it runs")
 	}
-	for range 2 { // the second finds what the first left behind, where a worker keeps it
-		ctx, cancel := context.WithCancel(b.ctx())
-		_, done := b.waiting(ctx, b.call(false, `"op":"wait"`))
-		cancel()
-		b.cancelled(<-done)
-		if !b.target.Program { // another value in between, so that the next call's is news
-			b.must(b.call(false, `"op":"echo"`), `{"args":[],"kwargs":{}}`)
-			return
-		}
+	ctx, cancel := context.WithCancel(b.ctx())
+	_, done := b.waiting(ctx, b.call(false, `"op":"wait"`))
+	cancel()
+	b.cancelled(<-done)
+	// A call that says nothing does not show what the last one left behind.
+	s := b.must(b.call(false, `"op":"sleep","seconds":0.3`), `"slept"`)
+	select {
+	case p := <-s.progress:
+		b.Fatalf("progress of an earlier call: %+v", p)
+	default:
 	}
 }
 
