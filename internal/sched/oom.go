@@ -99,7 +99,7 @@ func (l *loop) noteOOM(now time.Time, in *inst, r *run) {
 	}
 	l.teach(now, in, func(p *learn.Profile) { p.OOM(l.oomOf(now, in, r, phase)) })
 	l.saveProfiles(now, true)
-	if r.oom == loadOOM {
+	if r.oom == loadOOM && t.loadOOMs < maxLoadOOMs {
 		l.beginLadder(now, in)
 	}
 }
