@@ -143,6 +143,28 @@ func TestFiles_ReferencesToOtherJobs(t *testing.T) {
 	}
 }
 
+// A result that is backed by a file becomes a path in the job's directory, where
+// it can be fetched, and the next job can be given it.
+func TestFiles_AResultBackedByAFile(t *testing.T) {
+	s, lab := setup(t)
+	var result struct{ Audio string }
+	first := s.Completed(OpOf(lab, "file_backed", "text", "sound"), &result)
+	list := filesOf(t, s, first.Id)
+	if len(list.Files) != 1 || result.Audio != filepath.Join(list.Dir, list.Files[0].Name) {
+		t.Fatalf("the result is %s, the files are %+v", result.Audio, list)
+	}
+	if got := s.Text(list.Files[0].Url); got != "sound" {
+		t.Errorf("the file holds %q", got)
+	}
+	next := Job(lab, map[string]any{"op": "echo", "audio": map[string]any{"$result": first.Id, "path": "/audio"}})
+	next.DependsOn = []string{first.Id}
+	var echo struct{ Kwargs struct{ Audio string } }
+	s.Completed(next, &echo)
+	if echo.Kwargs.Audio != result.Audio {
+		t.Errorf("the next job got %q", echo.Kwargs.Audio)
+	}
+}
+
 func TestBadInput_Dependencies(t *testing.T) {
 	s, lab := setup(t)
 	request := func(deps ...string) wire.JobRequest {

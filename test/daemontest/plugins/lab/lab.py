@@ -10,6 +10,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 
 import cjmworker
@@ -241,6 +242,17 @@ class Lab:
             cjmworker.report_progress(0.5, "left")
             wait_for(gate, polite=True)
         return {"path": os.path.join(here, "out.txt"), "found": found, "mode": oct(os.stat(here).st_mode & 0o777)}
+
+    def op_file_backed(self, text):
+        """Returns an object that is a file, as older plugins do."""
+        class Backed:
+            def to_temp_file(self):
+                fd, path = tempfile.mkstemp(suffix=".txt")
+                with os.fdopen(fd, "w", encoding="utf-8") as f:
+                    f.write(text)
+                return path
+
+        return {"audio": Backed()}
 
     def op_descendants(self, count=3):
         return [subprocess.Popen([sys.executable, "-c", GRANDCHILD], stdout=subprocess.DEVNULL, start_new_session=True).pid
