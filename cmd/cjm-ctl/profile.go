@@ -63,8 +63,8 @@ func (a *app) showProfile(p wire.Profile) error {
 		for _, x := range []struct {
 			name string
 			f    wire.LearnedFigure
-		}{{"load vram", l.ResidentVram}, {"run vram", l.ExecuteVram}, {"load ram", l.ResidentRam}, {"run ram", l.ExecuteRam}} {
-			if x.f.Samples == 0 && x.f.Ooms == 0 {
+		}{{"load vram", l.ResidentVram}, {"run vram", l.ExecuteVram}, {"both vram", l.WholeVram}, {"load ram", l.ResidentRam}, {"run ram", l.ExecuteRam}} {
+			if x.f.Samples == 0 && x.f.Ooms == 0 && x.f.MaxMb == 0 {
 				continue
 			}
 			t.row(config, l.DeviceModel, x.name, sizeMB(x.f.Mb), sizeMB(x.f.MaxMb), sizeMB(x.f.P95Mb), fmt.Sprint(x.f.Samples), fmt.Sprint(x.f.Ooms), x.f.Source)

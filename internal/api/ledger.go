@@ -65,7 +65,7 @@ func (s *server) GetProfile(ctx context.Context, req wire.GetProfileRequestObjec
 		Profiles: make([]wire.LearnedProfile, 0, len(p.Profiles))}
 	for _, l := range p.Profiles {
 		out.Profiles = append(out.Profiles, wire.LearnedProfile{ConfigHash: l.ConfigHash, DeviceModel: l.DeviceModel, Current: l.ConfigHash == p.ConfigHash,
-			ResidentVram: wireFigure(l.ResidentVRAM), ExecuteVram: wireFigure(l.ExecuteVRAM),
+			ResidentVram: wireFigure(l.ResidentVRAM), ExecuteVram: wireFigure(l.ExecuteVRAM), WholeVram: wireFigure(l.WholeVRAM),
 			ResidentRam: wireFigure(l.ResidentRAM), ExecuteRam: wireFigure(l.ExecuteRAM),
 			Load: wireTimes(l.Load), Run: wireTimes(l.Run), UpdatedAt: utc(l.UpdatedAt)})
 	}

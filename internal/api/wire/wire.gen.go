@@ -1058,7 +1058,7 @@ type JobStatus string
 // | `scheduler.thrashing` | two plugins keep pushing each other out | `device`, `a`, `b` |
 // | `scheduler.shadow` | the reservation has been another one for a second; without `job` there is none | `job`, `devices`, `bytes`, `at`, `draining` |
 // | `lease.created`, `lease.ended` | | `lease`, `device`, `bytes`, `holder`, `note`, `expires_at` (where it ends by time); `reason` |
-// | `profile.changed` | what a plugin needs was learned anew, or forgotten (`reset`) | `plugin`, `config_hash`, `device_model`, `known`, `source`, `resident_vram_bytes`, `execute_vram_bytes`, `resident_ram_bytes`, `execute_ram_bytes`; or `plugin`, `reset` |
+// | `profile.changed` | what a plugin needs was learned anew, or forgotten (`reset`) | `plugin`, `config_hash`, `device_model`, `known`, `source`, `resident_vram_bytes`, `execute_vram_bytes`, `whole_vram_bytes`, `resident_ram_bytes`, `execute_ram_bytes`; or `plugin`, `reset` |
 // | `daemon.started`, `daemon.stopping` | | |
 type JournalEvent struct {
 	At   time.Time `json:"at"`
@@ -1115,6 +1115,9 @@ type LearnedProfile struct {
 	ResidentVram LearnedFigure `json:"resident_vram"`
 	Run          LearnedTimes  `json:"run"`
 	UpdatedAt    time.Time     `json:"updated_at,omitempty,omitzero"`
+
+	// WholeVram The worker with one job, as they were seen together.
+	WholeVram LearnedFigure `json:"whole_vram"`
 }
 
 // LearnedTimes defines model for LearnedTimes.
