@@ -1,0 +1,4 @@
+package cjmhttp
+
+// CallErrorOf is callError for the tests outside.
+var CallErrorOf = callError
