@@ -71,7 +71,14 @@ func (q *Queue) Recover(ctx context.Context) (Recovered, error) {
 	if err := q.settleStages(ctx); err != nil {
 		return rec, err
 	}
-	return rec, q.removeLeftovers(ctx)
+	if err := q.removeLeftovers(ctx); err != nil {
+		if ctx.Err() != nil {
+			return rec, err
+		}
+		// Tried again with every look at retention: old files keep no daemon from starting.
+		q.log.Sugar().Warnw("cannot remove what pruned jobs left", "error", err)
+	}
+	return rec, nil
 }
 
 func (q *Queue) activeEntryLocked(a ActiveJob) *entry {

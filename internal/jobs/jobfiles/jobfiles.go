@@ -122,9 +122,9 @@ func (s *Store) start() error {
 	}
 	for _, e := range dirs {
 		if e.IsDir() && e.Name()[0] != '.' {
-			if err := s.Settle(e.Name(), ""); err != nil {
-				return err
-			}
+			// One that cannot be looked at counts nothing: what a worker did to its
+			// directory must not keep the daemon from starting.
+			_ = s.Settle(e.Name(), "")
 		}
 	}
 	return nil

@@ -411,3 +411,21 @@ func TestPut_NeverLeavesTheDirectory(t *testing.T) {
 		}
 	})
 }
+
+// What a worker did to its directory keeps nobody from listing, measuring and
+// starting.
+func TestOpen_DirectoriesThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := open(t, dir, Limits{})
+	put(t, s, "a", "1")
+	require.NoError(t, os.Chmod(s.Path(job), 0))
+	t.Cleanup(func() { _ = os.Chmod(s.Path(job), 0o700) })
+	require.NoError(t, os.Symlink("/nowhere", s.Path("ffff")))
+	s = open(t, dir, Limits{})
+	list, err := s.List(job)
+	require.NoError(t, err)
+	require.Equal(t, 1, len(list.Files)+list.Unnamed, "root sees it all the same")
+	require.NoError(t, s.RemoveAll(job))
+	require.NoDirExists(t, s.Path(job))
+}

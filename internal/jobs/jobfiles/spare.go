@@ -57,13 +57,9 @@ func (s *Store) Settle(job, user string) error {
 			return s.giveSpare(user, spare)
 		}
 	}
-	err := unix.Unlinkat(root, job, unix.AT_REMOVEDIR)
-	switch {
-	case err == nil || errors.Is(err, unix.ENOENT):
+	if err := unix.Unlinkat(root, job, unix.AT_REMOVEDIR); err == nil || errors.Is(err, unix.ENOENT) {
 		s.setUsed(job, 0)
 		return nil
-	case !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EEXIST):
-		return fmt.Errorf("cannot remove the empty directory of a job: %w", err)
 	}
 	var bytes int64
 	if err := s.walk(job, func(f found) bool { bytes += f.size; return true }); err != nil {

@@ -121,10 +121,13 @@ const maxWalk = 100_000
 // no. A job without a directory has nothing in it.
 func (s *Store) walk(job string, visit func(found) bool) error {
 	fd, err := unix.Openat(int(s.root.Fd()), job, dirFlags, 0)
-	if errors.Is(err, unix.ENOENT) {
+	switch {
+	case errors.Is(err, unix.ENOENT):
 		return nil
-	}
-	if err != nil {
+	case errors.Is(err, unix.EACCES): // the worker locked it
+		visit(found{})
+		return nil
+	case err != nil:
 		return fmt.Errorf("cannot read the directory of a job: %w", err)
 	}
 	w := walker{visit: visit, left: maxWalk}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -283,4 +284,34 @@ func TestFiles_GoWithTheJob(t *testing.T) {
 	if _, err := os.Stat("/etc/passwd"); err != nil {
 		t.Error(err)
 	}
+}
+
+func TestFiles_Quotas(t *testing.T) {
+	d := own(t, Options{Config: map[string]any{"jobs": map[string]any{"files_mb": 1, "files_total_mb": 2}}})
+	s := d.Session(t)
+	req := Op("echo")
+	hold(&req)
+	part := strings.Repeat("x", 700<<10)
+	upload := func(id, name string) (*http.Response, error) {
+		return s.API.PutJobFileWithBody(s.Ctx(), id, name, nil, "application/octet-stream", strings.NewReader(part))
+	}
+	var jobs []string
+	for range 3 {
+		jobs = append(jobs, s.Submit(req).Id)
+	}
+	Must[wire.JobFile](t)(upload(jobs[0], "a"))
+	Problem(t, 413, "file_quota")(upload(jobs[0], "b"))
+	Must[wire.JobFile](t)(upload(jobs[1], "a"))
+	Problem(t, 507, "files_full")(upload(jobs[2], "a"))
+	// Also when the client does not say how much it is.
+	body := struct{ io.Reader }{strings.NewReader(part)}
+	Problem(t, 507, "files_full")(s.API.PutJobFileWithBody(s.Ctx(), jobs[2], "a", nil, "application/octet-stream", body))
+	d.Restart(t) // what is there is counted anew
+	s = d.Session(t)
+	Problem(t, 507, "files_full")(upload(jobs[2], "a"))
+	s.Cancel(jobs[0])
+	if resp, err := s.API.DeleteJobFile(s.Ctx(), jobs[0], "a", nil); err != nil || resp.StatusCode != 204 {
+		t.Fatalf("the file of a cancelled job cannot be removed: %v %v", resp, err)
+	}
+	Must[wire.JobFile](t)(upload(jobs[2], "a"))
 }
