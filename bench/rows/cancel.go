@@ -66,8 +66,8 @@ func cancelOnce(ctx context.Context, d *harness.Daemon, forced bool) (time.Durat
 	if err := firstChunk(ctx, d, job.ID); err != nil {
 		return 0, err
 	}
-	if n, err := tagged(tag); err != nil || n != children {
-		return 0, fmt.Errorf("cannot see the %d children of the job: found %d (%v)", children, n, err)
+	if err := awaitTagged(ctx, tag, children); err != nil {
+		return 0, err
 	}
 	begin := time.Now()
 	if err := d.Call(ctx, "POST", "/v1/jobs/"+job.ID+"/cancel", nil, nil); err != nil {
@@ -85,12 +85,27 @@ func cancelOnce(ctx context.Context, d *harness.Daemon, forced bool) (time.Durat
 	}
 	n, err := tagged(tag)
 	if err == nil && n > 0 {
-		err = fmt.Errorf("%d processes outlived the forced cancel", n)
+		err = fmt.Errorf("%d processes outlived the forced cancel, which took %s", n, took)
 	}
 	return took, err
 }
 
-// firstChunk waits until the job runs and has started its children.
+// awaitTagged waits until the job has all of its children.
+func awaitTagged(ctx context.Context, tag string, children int) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for {
+		n, err := tagged(tag)
+		if err != nil || n == children {
+			return err
+		}
+		if err := pause(ctx, 5*time.Millisecond); err != nil {
+			return fmt.Errorf("cannot see the %d children of the job: found %d: %w", children, n, err)
+		}
+	}
+}
+
+// firstChunk waits until the job runs.
 func firstChunk(ctx context.Context, d *harness.Daemon, job string) error {
 	c, err := d.Dial(ctx)
 	if err != nil {

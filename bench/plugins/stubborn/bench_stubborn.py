@@ -33,16 +33,17 @@ class Stubborn:
         return None
 
     def execute_stream(self, deaf=False, children=0, tag=""):
-        """Starts the children, which carry ``tag`` on their command line, yields how
-        many there are, then waits."""
+        """Yields, starts the children, which carry ``tag`` on their command line, and
+        waits. Between a yield and what follows it a call can be cancelled, however
+        deaf: so they come after it, and whoever sees all of them sees it deaf."""
         self._stop.clear()
+        yield {"children": children}
         if deaf:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for n in range(children):
             command = [sys.executable, "-S", "-E", "-c", CHILD, str(n), tag]
             child = subprocess.Popen(command, stdout=subprocess.PIPE)
             child.stdout.read(1)
-        yield {"children": children}
         while not deaf:
             if self._stop.wait(60):
                 return
