@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/cjmd/cjmd/internal/events"
-	"github.com/cjmd/cjmd/internal/jobs"
 	"github.com/cjmd/cjmd/internal/resource"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
@@ -69,9 +68,6 @@ type Options struct {
 	Profiles Profiles
 	Claims   ClaimsLog
 	Leases   LeaseStore
-
-	// JobDir names a job's private directory; nil: none.
-	JobDir func(jobs.ID) string
 }
 
 // Scheduler decides what may run and sees it through. All methods are safe
