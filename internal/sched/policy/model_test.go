@@ -178,6 +178,9 @@ func (m *model) open(g *sched.GroupView, d resource.DeviceID) bool {
 	}
 	for i := range m.v.Groups {
 		o := &m.v.Groups[i]
+		if _, here := m.here[o.Instance]; !here && o.Instance != g.Instance && m.held[place{o.Instance, d}] > 0 {
+			return false
+		}
 		if o.Instance == g.Instance || !slices.Contains(m.here[o.Instance], d) {
 			continue
 		}

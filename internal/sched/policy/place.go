@@ -311,11 +311,13 @@ func (w *pass) hinders(a *ask, p int, on []int) obstacle {
 // never go (pinned, the monitor's) are part of the furniture.
 func (w *pass) occupant(a *ask, p int) string {
 	for i := range w.guests {
-		gu := &w.guests[i]
+		gu, g := &w.guests[i], &w.view.Groups[i]
+		if i != a.group && !gu.here && w.account(i, p).held > 0 { // kept for it
+			return g.Instance
+		}
 		if i == a.group || !gu.here || !slices.Contains(gu.on, p) {
 			continue
 		}
-		g := &w.view.Groups[i]
 		if gu.busy > 0 || gu.started || g.Loading || gu.gone != "" || g.Stopping != "" || !w.furniture(i) {
 			return g.Instance
 		}

@@ -4,8 +4,10 @@
 // goroutine. The first three go by declared needs and share one walk over the
 // ready jobs (walk.go; fit.go, evict.go). Reserve shares devices by real bytes:
 // start with reserve.go, then pools.go (what is left of the view), rank.go (the
-// order), place.go (where a start fits), victims.go (who is stopped for it),
-// shadow.go (what is kept for the first that cannot start), reasons.go.
+// order), place.go (where a start fits), room.go (how room is made for it),
+// victims.go (the cheapest set to stop), turns.go (who may be stopped, and from
+// when on), shadow.go (what is kept for the first that cannot start), forecast.go
+// (when it will), reasons.go.
 package policy
 
 import (

@@ -112,6 +112,7 @@ func newPass(o *ReserveOptions, v sched.View) *pass {
 	}
 	w.addClaims()
 	w.addLingering()
+	w.addMeasuring()
 	w.addRuns()
 	for i := range v.Groups {
 		if v.Groups[i].Stopping != "" && v.Groups[i].Resident && w.guests[i].busy == 0 {
@@ -166,6 +167,21 @@ func (w *pass) addClaims() {
 		a.measured = max(a.measured, c.Measured)
 		if p != host && w.guests[g].here && !slices.Contains(w.guests[g].on, p) && len(w.view.Groups[g].Devices) == 0 {
 			w.guests[g].on = append(w.guests[g].on, p)
+		}
+	}
+}
+
+// addMeasuring marks the devices that are kept for those who will measure there.
+func (w *pass) addMeasuring() {
+	for i := range w.view.Groups {
+		g := &w.view.Groups[i]
+		if !g.Need.GPU || g.Need.Known || (g.Lingering && len(g.WaitingFor) == 0) {
+			continue
+		}
+		for p := host + 1; p < len(w.pools); p++ {
+			if w.account(i, p).held > 0 && w.pools[p].measures == "" {
+				w.pools[p].measures = g.Instance
+			}
 		}
 	}
 }

@@ -42,6 +42,8 @@ func reserveHolds(t *rapid.T) {
 	stopsOnlyWhoMayGo(t, v, plan)
 	blocksAreTrue(t, v, plan)
 	shadowIsKept(t, v, plan)
+	swapsStayInBudget(t, v, plan)
+	evictionsPay(t, v, plan)
 }
 
 // sketch is a view in a few lines, for failures.
@@ -436,6 +438,10 @@ func shadowIsKept(t *rapid.T, v sched.View, plan sched.Plan) {
 	m := newModel(&v)
 	for _, st := range plan.Start {
 		o := find(&v, st.Instance)
+		if roomWasMade(&v, o) {
+			m.after(sched.Plan{Start: []sched.Start{st}})
+			continue
+		}
 		r := readyJob(o, st.Job)
 		after := r != nil && first != nil && (total(&v, r) < total(&v, first) || (total(&v, r) == total(&v, first) && r.Seq > first.Seq))
 		m.after(sched.Plan{Start: []sched.Start{st}})
@@ -458,6 +464,13 @@ func shadowIsKept(t *rapid.T, v sched.View, plan sched.Plan) {
 			t.Fatalf("%s needs %d on %s at %v, at most %d can be free: %s", s.Instance, n, d, s.At.Sub(now), m.could(g, d, s.At), tell(v, plan))
 		}
 	}
+}
+
+// roomWasMade: workers were stopped for g, before the shadow was there.
+func roomWasMade(v *sched.View, g *sched.GroupView) bool {
+	return (!g.Lingering || g.CanRelease) && slices.ContainsFunc(v.Claims, func(c sched.Claim) bool {
+		return c.Owner == g.Instance && c.Instance == g.Instance && c.Phase == sched.PhaseReserved && c.Bytes > 0
+	})
 }
 
 // withStarts is the view with the plan's starts at work.

@@ -88,7 +88,7 @@ func (w *pass) reason(a *ask, f *forecast) *jobs.Block {
 		b.Sentence = o.by + " is being measured and has " + string(w.pools[o.pool].id) + " to itself"
 	case beingUsed:
 		b.Holders = w.others(a, []int{o.pool})
-		b.Sentence = name + " has not run here yet and needs a device to itself to be measured; " + list(b.Holders) + " is on " + string(w.pools[o.pool].id)
+		b.Sentence = name + " has not run here yet and needs a device to itself to be measured; " + list(b.Holders) + " has memory of " + string(w.pools[o.pool].id)
 	case kept:
 		b.Holders = []string{o.by}
 		b.Sentence = string(w.pools[o.pool].id) + " is kept for " + o.by + ", which came first and would be delayed"

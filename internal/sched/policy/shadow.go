@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"slices"
 	"time"
 
@@ -17,36 +16,6 @@ type shadow struct {
 	since    time.Time
 	draining bool
 	forecast
-}
-
-// forecast says when there will be room for an ask, and what that rests on.
-type forecast struct {
-	on []int
-	// reachable is false when even the end of everything that may end brings too
-	// little: then nothing is kept, and nothing drains, for it would be in vain.
-	reachable bool
-	// possible is true when it would fit if nobody but those who never go were
-	// there: what the sums lack then is on its way, and draining helps.
-	possible bool
-	at       time.Time // zero: some of it has no predicted end
-	overdue  bool      // at has passed: predictions were too short
-	spare    []resource.Bytes
-	relied   []int       // groups whose workers are to be gone by then
-	turns    []time.Time // beside relied: when each may go
-	// notBefore is when the last of them may go at the earliest: until then
-	// nothing that ends in time is in the way, not even while the device drains.
-	notBefore time.Time
-	hostShort bool // host memory is part of what is missing
-}
-
-// event is memory that comes back to a pool and to the host.
-type event struct {
-	at       time.Time // zero: nobody knows
-	since    time.Time
-	group    int
-	worker   bool
-	from     time.Time // of a worker: it may not go before
-	position int
 }
 
 // wait blocks the ask with the truth, and reserves for it if it is the first
@@ -85,272 +54,6 @@ func (w *pass) tellShadow() {
 	w.plan.Shadow = out
 }
 
-// foresee predicts where and when there will be room for a.
-func (w *pass) foresee(a *ask) forecast {
-	if a.want == 0 || a.here {
-		return w.foreseeOn(a, w.guests[a.group].on)
-	}
-	w.candidates(a)
-	all := make([]forecast, 0, len(w.order))
-	for i := range w.order {
-		all = append(all, w.foreseeOn(a, []int{w.order[i].pool}))
-	}
-	if len(all) < a.want {
-		return forecast{}
-	}
-	stood := w.stood(a)
-	slices.SortStableFunc(all, func(x, y forecast) int {
-		switch {
-		case x.reachable != y.reachable:
-			return first(x.reachable)
-		case x.possible != y.possible:
-			return first(x.possible)
-		case x.at.IsZero() != y.at.IsZero():
-			return first(y.at.IsZero())
-		}
-		return stood(x).Compare(stood(y))
-	})
-	if a.want == 1 {
-		return all[0]
-	}
-	var on []int
-	for i := range all[:a.want] {
-		on = append(on, all[i].on...)
-	}
-	slices.Sort(on)
-	return w.foreseeOn(a, on)
-}
-
-// stood returns the time by which forecasts of a are compared. The devices on
-// which a's reservation is count as ready a little earlier, so that predictions
-// that differ by little do not move it to and fro.
-func (w *pass) stood(a *ask) func(forecast) time.Time {
-	old := w.view.Shadow
-	if old == nil || old.Instance != a.g.Instance {
-		return func(f forecast) time.Time { return f.at }
-	}
-	on := w.places(old.Devices)
-	return func(f forecast) time.Time {
-		if overlaps(f.on, on) {
-			return f.at.Add(-shadowSlack)
-		}
-		return f.at
-	}
-}
-
-// shadowSlack is by how much another device must be ready earlier for a
-// reservation to move there.
-const shadowSlack = 15 * time.Second
-
-// foreseeOn lets what runs end in the predicted order, and idle workers go when
-// they may, until a fits on the given devices.
-func (w *pass) foreseeOn(a *ask, on []int) forecast {
-	f := forecast{on: on, spare: make([]resource.Bytes, len(on)+1), possible: w.possible(a, on)}
-	for k, p := range on {
-		f.spare[k] = w.avail(a.group, p) + w.back(a.group, p) - w.takes(a, p, on)
-		if a.measure {
-			f.spare[k] = min(f.spare[k], 0)
-		}
-	}
-	h := len(on)
-	f.spare[h] = w.avail(a.group, host) + w.back(a.group, host) - w.takes(a, host, on)
-	f.hostShort = f.spare[h] < 0
-	w.listEvents(a, &f)
-	if !short(f.spare) && f.onItsWay(w, a) {
-		f.at = w.view.Now.Add(comingTakes)
-	}
-	f.reachable = true
-	for i := range w.events {
-		if !a.measure && !short(f.spare) {
-			return w.dated(f)
-		}
-		e := &w.events[i]
-		for k, p := range on {
-			f.spare[k] += w.returns(e, p)
-		}
-		f.spare[h] += w.returns(e, host)
-		if e.worker {
-			f.relied, f.turns = append(f.relied, e.group), append(f.turns, e.from)
-			f.notBefore = later(f.notBefore, e.from)
-		}
-		f.at = e.at
-	}
-	f.reachable = !short(f.spare) && !(a.measure && w.stays(a, on))
-	if a.measure { // whatever is over is its own, too
-		for k := range on {
-			f.spare[k] = min(f.spare[k], 0)
-		}
-	}
-	return w.dated(f)
-}
-
-// comingTakes is what is reckoned with for memory that is on its way back: most
-// is there after a second, and after five it counts as missing.
-const comingTakes = 2 * time.Second
-
-// onItsWay reports whether the forecast rests on memory that is on its way back.
-func (f *forecast) onItsWay(w *pass, a *ask) bool {
-	return slices.ContainsFunc(f.on, func(p int) bool { return w.back(a.group, p) > 0 }) || w.back(a.group, host) > 0
-}
-
-func (w *pass) dated(f forecast) forecast {
-	f.overdue = !f.at.IsZero() && !f.at.After(w.view.Now)
-	if !f.reachable {
-		f.at = time.Time{}
-	}
-	return f
-}
-
-// possible reports whether a fits onto the devices when all are gone from them
-// who ever go.
-func (w *pass) possible(a *ask, on []int) bool {
-	if w.missing(a, host, on) > 0 {
-		return false
-	}
-	for _, p := range on {
-		if w.whole(a, p) > w.forOurs(a, p) {
-			return false
-		}
-	}
-	return len(on) > 0
-}
-
-func short(spare []resource.Bytes) bool {
-	return slices.ContainsFunc(spare, func(n resource.Bytes) bool { return n < 0 })
-}
-
-// stays reports whether somebody who does not go away keeps a from measuring.
-func (w *pass) stays(a *ask, on []int) bool {
-	for i := range w.guests {
-		if i == a.group || !w.guests[i].here || !overlaps(w.guests[i].on, on) {
-			continue
-		}
-		if _, ok := w.mayGo(a, i); !ok && !w.furniture(i) {
-			return true
-		}
-	}
-	return false
-}
-
-// returns is what an event brings back to pool p.
-func (w *pass) returns(e *event, p int) resource.Bytes {
-	if e.worker {
-		n := w.yield(e.group, p)
-		for q := range w.pools { // what ended runs left has come back before
-			if q == p || (w.pools[p].shared && w.pools[q].shared) {
-				n -= w.account(e.group, q).lingers
-			}
-		}
-		for i := range w.works { // what its runs took came back when they ended
-			if w.works[i].group == e.group {
-				n -= w.ofRun(&w.works[i], p)
-			}
-		}
-		return max(n, 0)
-	}
-	return w.ofRun(&w.works[e.position], p)
-}
-
-// ofRun is what the end of a run brings back to pool p.
-func (w *pass) ofRun(r *work, p int) resource.Bytes {
-	if !w.pools[p].shared {
-		switch {
-		case p == host:
-			return r.ram
-		case slices.Contains(r.on, p):
-			return r.vram
-		}
-		return 0
-	}
-	n := r.ram
-	for _, q := range r.on {
-		if w.pools[q].shared {
-			n += r.vram
-		}
-	}
-	return n
-}
-
-// listEvents fills w.events with what may come back to the devices of f, or to
-// the host where that is short, in the order it is predicted; what nobody can
-// predict comes last, the longest running first.
-func (w *pass) listEvents(a *ask, f *forecast) {
-	w.events = w.events[:0]
-	for i := range w.works {
-		r := &w.works[i]
-		if overlaps(r.on, f.on) || (f.hostShort && w.ofRun(r, host) > 0) {
-			w.events = append(w.events, event{at: r.ends, since: r.since, group: r.group, position: i})
-		}
-	}
-	for i := range w.guests {
-		gu := &w.guests[i]
-		if !gu.here || i == a.group || (!overlaps(gu.on, f.on) && !(f.hostShort && w.yield(i, host) > 0)) {
-			continue
-		}
-		from, ok := w.mayGo(a, i)
-		from = w.expected(a, &w.view.Groups[i], from)
-		if w.view.Groups[i].Stopping != "" { // it goes when its runs are over
-			from, ok = time.Time{}, gu.busy > 0
-		}
-		if !ok {
-			continue
-		}
-		if p := w.spent(i); p >= 0 {
-			if again := w.view.SwapsAgain[w.pools[p].id]; again.After(from) {
-				from = again
-			}
-		}
-		w.events = append(w.events, w.leaving(i, from))
-	}
-	slices.SortStableFunc(w.events, func(x, y event) int {
-		switch {
-		case x.at.IsZero() != y.at.IsZero():
-			return first(y.at.IsZero())
-		case !x.at.Equal(y.at):
-			return x.at.Compare(y.at)
-		case !x.since.Equal(y.since):
-			return x.since.Compare(y.since)
-		case x.worker != y.worker:
-			return first(y.worker)
-		}
-		return cmp.Compare(x.group, y.group)
-	})
-}
-
-// leaving is the event of a worker's stop: when its last run is over, and not
-// before its time on the device is up.
-func (w *pass) leaving(i int, from time.Time) event {
-	g := &w.view.Groups[i]
-	e := event{at: from, from: from, since: w.view.Now, group: i, worker: true}
-	if g.Loading || (w.guests[i].started && w.guests[i].busy == 0) {
-		e.at = later(e.at, w.view.Now.Add(g.LoadTime))
-	}
-	for k := range w.works {
-		if w.works[k].group != i {
-			continue
-		}
-		if w.works[k].ends.IsZero() {
-			e.at = time.Time{}
-			return e
-		}
-		e.at = later(e.at, w.works[k].ends)
-	}
-	if e.at.IsZero() {
-		e.at = w.view.Now
-	}
-	if from.After(w.view.Now) && len(g.Ready) > 0 { // its turn: one more run may begin until then
-		e.at = later(e.at, from.Add(g.RunTimeP90))
-	}
-	return e
-}
-
-func later(a, b time.Time) time.Time {
-	if b.After(a) {
-		return b
-	}
-	return a
-}
-
 // keptFrom names the instance for which pool p is kept from a: a would end too
 // late to be out of its way, and does not fit beside it. "" when it may go.
 func (w *pass) keptFrom(a *ask, p int) string {
@@ -360,7 +63,7 @@ func (w *pass) keptFrom(a *ask, p int) string {
 		if k < 0 || s.ask.group == a.group || !s.binds(a, p) {
 			continue
 		}
-		if w.hasTurn(s, a) {
+		if w.hasTurn(s, a) || w.promised(a, p) {
 			continue
 		}
 		inTime := w.inTime(s, a)
@@ -404,6 +107,14 @@ func (w *pass) hasTurn(s *shadow, a *ask) bool {
 	return k >= 0 && w.view.Now.Before(s.turns[k])
 }
 
+// promised reports whether room was made for a on pool p: workers were stopped
+// for it, which would have been in vain.
+func (w *pass) promised(a *ask, p int) bool {
+	acc := w.account(a.group, p)
+	kept := acc.held - acc.lingers
+	return kept > 0 && w.takes(a, p, a.on) <= kept
+}
+
 // inTime reports whether a is predicted to be over when the shadow needs room.
 func (w *pass) inTime(s *shadow, a *ask) bool {
 	ends := w.ends(a)
@@ -425,6 +136,9 @@ func (w *pass) outlasts(s *shadow, a *ask, p int, inTime bool) resource.Bytes {
 	n := w.takes(&rest, p, s.onOf(a, p))
 	if s.ask.measure && p != host && (!inTime || rest.resVRAM > 0) {
 		n = max(n, 1) // it wants the device alone
+	}
+	if a.measure && p != host {
+		n = w.pools[p].total // nobody knows, and it has it to itself
 	}
 	acc := w.account(a.group, p)
 	n += min(acc.lingers, rest.vram())            // it takes that again, instead of giving it back
