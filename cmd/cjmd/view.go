@@ -28,10 +28,14 @@ func (s *specs) view(man plugins.Manifest, wish plugins.Isolation, command []str
 		Nodes:   acceleratorNodes("/", devices, man.Demand.RequiresGPU),
 	}
 	read := slices.Concat([]string{s.runtime}, man.CodeDirs, wish.Read)
-	read = append(read, programDirs(command[0])...)
-	if man.Runtime == runtimeExec { // its program may be beside it
-		read = append(read, filepath.Dir(man.Path))
+	program := command[0]
+	if man.Runtime == runtimeExec {
+		// The worker is the daemon's binary, which needs nothing around it; the program
+		// may be one of an environment, and its files may be beside the manifest.
+		read = append(read, filepath.Dir(program), filepath.Dir(man.Path))
+		program = man.Command[0]
 	}
+	read = append(read, programDirs(program)...)
 	for _, dir := range read {
 		if _, err := os.Stat(dir); err == nil && !slices.Contains(v.Read, dir) {
 			v.Read = append(v.Read, dir)

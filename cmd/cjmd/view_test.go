@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/cjmd/cjmd/internal/plugins"
 )
 
 // machineRoot writes files below a directory that stands for a machine's root.
@@ -96,5 +98,23 @@ func TestProgramDirs_AnEnvironmentAndWhatItWasMadeFrom(t *testing.T) {
 	}
 	if got := programDirs("./relative"); got != nil {
 		t.Errorf("got %v", got)
+	}
+}
+
+// The worker of a program is the daemon's binary: what is around that, which may
+// be the daemon's state, is not shown for it.
+func TestView_OfAProgram(t *testing.T) {
+	t.Parallel()
+	root := machineRoot(t, map[string]string{"local/bin/cjmd": "", "env/bin/tool": "", "env/pyvenv.cfg": "", "plugins/tool/manifest.yaml": ""})
+	s := &specs{runtime: filepath.Join(root, "runtime")}
+	man := plugins.Manifest{Runtime: runtimeExec, Path: filepath.Join(root, "plugins/tool/manifest.yaml"), Command: []string{filepath.Join(root, "env/bin/tool")}}
+	v := s.view(man, plugins.Isolation{}, []string{filepath.Join(root, "local/bin/cjmd"), "exec-worker"}, plugins.EnvDirs{}, nil)
+	for _, want := range []string{"local/bin", "plugins/tool", "env", "env/bin"} {
+		if !slices.Contains(v.Read, filepath.Join(root, want)) {
+			t.Errorf("%s is not visible: %v", want, v.Read)
+		}
+	}
+	if slices.Contains(v.Read, filepath.Join(root, "local")) {
+		t.Errorf("what is around the daemon's binary is visible: %v", v.Read)
 	}
 }

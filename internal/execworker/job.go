@@ -45,8 +45,9 @@ type job struct {
 		Task    string
 		Method  string
 	}
-	dir string // where the program runs
-	out output
+	dir       string // where the program runs
+	temporary bool   // dir is gone after the job
+	out       output
 
 	mu        sync.Mutex
 	pid       int         // guarded by mu; 0 before the start and after the end
@@ -160,15 +161,22 @@ func decode(raw []byte, into any) error {
 	return d.Decode(into)
 }
 
-// makeDir gives the program a place: the job's directory, or one for the moment.
+// makeDir gives the program a place: the job's directory, or one for the moment
+// where there is none or a sandbox hides it.
 func (j *job) makeDir() (undo func(), err error) {
 	if j.params.Dir != "" {
-		j.dir = j.params.Dir
-		return func() {}, nil
+		err := unix.Access(j.params.Dir, unix.W_OK|unix.X_OK)
+		if err == nil {
+			j.dir = j.params.Dir
+			return func() {}, nil
+		}
+		j.w.notify("log", object{"job": j.params.Job, "level": "warning",
+			"message": fmt.Sprintf("the job's directory cannot be used in this worker's sandbox (%v): the program runs in a temporary one, and the files that it leaves are lost", err)}, nil)
 	}
 	if j.dir, err = os.MkdirTemp("", "cjmd-job-"); err != nil {
 		return nil, fmt.Errorf("cannot make a directory for the job: %w", err)
 	}
+	j.temporary = true
 	return func() { _ = os.RemoveAll(j.dir) }, nil
 }
 
@@ -206,7 +214,7 @@ func (j *job) plan(v *execspec.Values, payload []byte) (plan, error) {
 		if !filepath.IsLocal(name) {
 			return plan{}, bad("the result file %q is not in the job's directory", name)
 		}
-		if spec.Result.Type == execspec.ResultPath && j.params.Dir == "" {
+		if spec.Result.Type == execspec.ResultPath && j.temporary {
 			return plan{}, &failure{category: "fatal", message: "the job has no directory in which its result could stay"}
 		}
 		out.result = name

@@ -157,6 +157,17 @@ func TestJob_EnvironmentAndPlace(t *testing.T) {
 	}
 }
 
+func TestJob_DirectoryThatASandboxHides(t *testing.T) {
+	t.Parallel()
+	b := start(t, `test "$PWD" -ef "$CJM_JOB_DIR" && echo ran`, execspec.Spec{Stdout: execspec.StdoutText})
+	call := b.call(`{}`)
+	call.Dir = "/no/such/directory"
+	got, s, err := b.run(call)
+	if err != nil || got != `"ran"` || len(s.logs) != 1 || !strings.Contains(s.logs[0], "cannot be used in this worker's sandbox") {
+		t.Fatalf("%s %q %v", got, s.logs, err)
+	}
+}
+
 func TestJob_Stdin(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
