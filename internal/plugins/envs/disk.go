@@ -27,7 +27,12 @@ func lock(path string) (unlock func(), err error) {
 		}
 		return nil, err
 	}
-	return func() { _ = f.Close() }, nil // closing gives the lock back
+	return func() {
+		// Closing alone would leave the lock with a child that another goroutine is
+		// just starting, until it executes its program.
+		_ = syscall.Flock(int(f.Fd()), syscall.LOCK_UN)
+		_ = f.Close()
+	}, nil
 }
 
 // diskUse is what a directory takes on the disk. A file that is hard-linked

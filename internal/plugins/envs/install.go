@@ -222,6 +222,7 @@ func (j *job) build(ctx context.Context, enter func(State)) (err error) {
 		return err
 	}
 	enter(Finishing)
+	rec.Bytes = diskUse(dir)
 	w, err := j.prepare(dir, rec, a)
 	if err != nil {
 		return err
@@ -329,7 +330,7 @@ func (j *job) record(ctx context.Context, dir string, start time.Time) (plugins.
 	rec := plugins.EnvRecord{
 		Format: 1, Env: e.EnvName, Manager: j.t.backend.Name(), Tool: j.t.Tool, Installer: "cjm-ctl " + j.in.o.Version,
 		Inputs: j.t.inputs, Lock: lockLines, LockHash: plugins.LockHash(lockLines), Source: e.source, Entry: e.Name,
-		CreatedAt: start.UTC(), Seconds: j.in.o.Now().Sub(start).Seconds(), Bytes: diskUse(dir),
+		CreatedAt: start.UTC(), Seconds: j.in.o.Now().Sub(start).Seconds(),
 	}
 	rec.Python, rec.Base = cutLine(facts)
 	if old, err := plugins.ReadEnvRecord(filepath.Join(j.in.o.Envs, e.EnvName)); err == nil {

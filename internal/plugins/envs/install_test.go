@@ -44,6 +44,9 @@ func TestInstall_MakesAnEnvironmentAndItsManifest(t *testing.T) {
 	assert.JSONEq(t, `{"type":"object","properties":{"loud":{"type":"boolean","default":false}}}`, string(m.Schema))
 	assert.Equal(t, pythonIn(r.Dir), m.PythonPath)
 	assert.Empty(t, plugins.Examine(*m), "fresh from the installer nothing is stale")
+	compiled, err := filepath.Glob(filepath.Join(r.Dir, "lib/python*/site-packages/echo_plugin/__pycache__/plugin.*.pyc"))
+	require.NoError(t, err)
+	assert.Len(t, compiled, 1, "a worker that may not write there need not compile at each start")
 	require.NoError(t, exec.Command(m.PythonPath, "-c", "import "+m.Module).Run())
 
 	link, err := os.Readlink(filepath.Join(b.in.o.Envs, "echo"))

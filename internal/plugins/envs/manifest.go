@@ -74,7 +74,9 @@ func (in *Installer) introspect(ctx context.Context, s *steps, e Entry, python s
 	defer cancel()
 	at := *s
 	at.dir = dir // plugins write beside themselves what they should not
-	more := []string{"PYTHONDONTWRITEBYTECODE=1"}
+	// What is imported here is compiled here: a worker that may not write into its
+	// environment would do it at each start.
+	var more []string
 	if in.o.Runtime != "" { // plugins may import the runtime's names
 		more = append(more, "PYTHONPATH="+in.o.Runtime)
 	}
