@@ -49,8 +49,10 @@ type meter struct {
 	bounded bool
 
 	// told and says are what the worker itself reported before its first call, and
-	// last. top is the most its allocators had, as far as that has been taken note of.
-	told, says, top amounts
+	// last. top is the most its allocators had, as far as that has been taken note of;
+	// beside is what the idle worker held beyond its report: no allocator knows what
+	// the driver keeps for its process.
+	told, says, top, beside amounts
 
 	// crowd is the most runs at once since the worker was last seen without anything
 	// of a run: what it keeps may be of all of them.
@@ -174,10 +176,10 @@ func (m *meter) report(says, top amounts, at time.Time) {
 			continue
 		}
 		for _, x := range m.runs {
-			x.tell(dev, n)
+			x.tell(dev, n+m.beside[dev])
 		}
 		for _, x := range m.finished {
-			x.tell(dev, n)
+			x.tell(dev, n+m.beside[dev])
 		}
 	}
 	m.top.raise(top)
@@ -220,6 +222,7 @@ func (l *loop) meterOne(now time.Time, in *inst) {
 		}
 		if !m.ended.IsZero() && at.Sub(m.ended) >= lag && len(a) > 0 {
 			m.level = a
+			m.noteBeside(a)
 			l.fitClaim(in, a)
 		}
 	case in.running == 0 && at.Sub(m.quiet) >= lag && !in.leaving() && len(a) > 0:
@@ -255,6 +258,7 @@ func (x *ranRun) see(a amounts, source string, crowd int) {
 func (l *loop) rests(now time.Time, in *inst, a amounts, source string) {
 	m := &in.meter
 	m.idle = a
+	m.noteBeside(a)
 	if source != "" {
 		m.source = source
 	}
@@ -274,6 +278,14 @@ func (l *loop) rests(now time.Time, in *inst, a amounts, source string) {
 		m.crowd = 0
 	}
 	l.fitClaim(in, a)
+}
+
+// noteBeside compares a reading of the idle worker with its own report.
+func (m *meter) noteBeside(a amounts) {
+	m.beside = make(amounts, len(m.says))
+	for dev, n := range m.says {
+		m.beside[dev] = max(a[dev]-n, 0)
+	}
 }
 
 // restsAtLoad reports whether the idle worker's reading tells what its load

@@ -248,4 +248,12 @@ func TestMeter_TheWorkersOwnReportTellsTheLoadFromWhatItKeeps(t *testing.T) {
 	m.end(r)
 	m.read(3300, 3300)
 	m.want("level", m.in.meter.level[card], 3300-2000)
+
+	// A run too short for a reading: its peak is the allocator's, and what the
+	// driver keeps beside that (400).
+	r = m.begin()
+	m.end(r)
+	m.in.meter.report(amounts{card: 2900 * resource.MiB}, amounts{card: 6000 * resource.MiB}, m.now)
+	m.read(3300, 3300)
+	m.want("whole", m.profile().WholeVRAM.Estimate, 6400)
 }
