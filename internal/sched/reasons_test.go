@@ -89,8 +89,10 @@ func (w *witness) noSlot(g *sched.GroupView, b *jobs.Block) bool {
 func (w *witness) resource(g *sched.GroupView, b *jobs.Block) string {
 	switch {
 	case strings.Contains(b.Sentence, "lease on") || strings.Contains(b.Sentence, "for a lease of"):
-		if !slices.ContainsFunc(w.v.Devices, func(d sched.DeviceView) bool { return d.Free < 0 && d.Leased > 0 && slices.Contains(g.Devices, d.ID) }) {
-			return fmt.Sprintf("no lease is short where it sits: %+v", w.v.Devices)
+		if !slices.ContainsFunc(w.v.Devices, func(d sched.DeviceView) bool {
+			return d.Free < 0 && d.Leased > 0 && strings.Contains(b.Sentence, "on "+string(d.ID))
+		}) {
+			return fmt.Sprintf("no lease is short there: %+v", w.v.Devices)
 		}
 		return ""
 	case strings.Contains(b.Sentence, "is kept for"):
