@@ -51,14 +51,19 @@ func (a *app) jobFacts(j wire.Job) []fact {
 	if j.Attempt > 0 || j.MaxAttempts > 1 {
 		attempt = fmt.Sprintf("%d of %d", j.Attempt, j.MaxAttempts)
 	}
+	deps := strings.Join(j.DependsOn, " ")
+	if j.OnDependencyFailure == "run" {
+		deps += " (runs whatever becomes of them)"
+	}
 	facts := []fact{
 		{"job", j.Id}, {"plugin", j.Plugin}, {"status", status(j)},
 		{"priority", fmt.Sprint(j.Priority)}, {"attempt", attempt},
 		{"submitted", a.moment(j.CreatedAt) + by(j.Submitter)},
 		{"started", a.moment(j.StartedAt)}, {"ended", a.moment(j.FinishedAt)}, {"took", a.took(j)},
+		{"task", j.Task}, {"method", j.Method},
 		{"args", notEmpty(string(j.Args), "[]")}, {"kwargs", notEmpty(string(j.Kwargs), "{}")},
 		{"labels", labelsText(j.Labels)},
-		{"depends on", strings.Join(j.DependsOn, " ")}, {"retry of", j.RetryOf},
+		{"depends on", deps}, {"retry of", j.RetryOf},
 		{"queue timeout", j.QueueTimeout}, {"run timeout", j.RunTimeout},
 	}
 	if b := j.Block; b != nil {
