@@ -19,6 +19,7 @@ import (
 // realBox is a scheduler on the real queue and store, in real time; only the
 // workers are made up.
 type realBox struct {
+	store   *sqlitestore.Store
 	queue   *jobs.Queue
 	workers *fakeWorkers
 	catalog *fakeCatalog
@@ -26,7 +27,14 @@ type realBox struct {
 
 func setupReal(t testing.TB) *realBox {
 	t.Helper()
-	dir := t.TempDir()
+	b := openReal(t, t.TempDir())
+	b.run(t)
+	return b
+}
+
+// openReal opens the queue of a directory as the daemon does when it starts.
+func openReal(t testing.TB, dir string) *realBox {
+	t.Helper()
 	store, err := sqlitestore.Open(t.Context(), sqlitestore.Options{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
@@ -39,11 +47,24 @@ func setupReal(t testing.TB) *realBox {
 	if _, err := q.Recover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	b := &realBox{queue: q, workers: newFakeWorkers(),
+	t.Cleanup(func() {
+		if err := q.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &realBox{store: store, queue: q, workers: newFakeWorkers(),
 		catalog: &fakeCatalog{changed: make(chan struct{}, 1), insts: make(map[string]plugins.Instance), mans: make(map[string]plugins.Manifest)}}
-	s, err := sched.New(sched.Options{Queue: sched.JobQueue{Queue: q}, Workers: b.workers, Catalog: b.catalog,
+}
+
+// run starts the scheduler; it ends with the test.
+func (b *realBox) run(t testing.TB) {
+	t.Helper()
+	s, err := sched.New(sched.Options{Queue: sched.JobQueue{Queue: b.queue}, Workers: b.workers, Catalog: b.catalog,
 		Gate:     &fakeGate{changed: make(chan struct{}, 1), fresh: true, name: "cpu", snap: snapshot(16 * gib)},
-		Policies: []sched.Policy{policy.Safety()}})
+		Policies: []sched.Policy{policy.Reserve(policy.ReserveOptions{})}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,14 +78,7 @@ func setupReal(t testing.TB) *realBox {
 		if err := <-ended; err != nil {
 			t.Errorf("Run ended with %v", err)
 		}
-		if err := q.Close(); err != nil {
-			t.Error(err)
-		}
-		if err := store.Close(); err != nil {
-			t.Error(err)
-		}
 	})
-	return b
 }
 
 func (b *realBox) submit(t testing.TB, spec jobs.Spec) jobs.ID {
