@@ -20,6 +20,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 TEST_TIMEOUT ?= 8m
 TEST_FLAGS   ?=
 FUZZ_SECONDS ?= 10
+SIMTEST_FLAGS ?= -rapid.checks=150
 
 ##@ Use
 
