@@ -60,27 +60,11 @@ func (t Tree) Make() error {
 	if err := readOnly("/", true); err != nil {
 		return err
 	}
-	// Parents first: what is hidden or granted below something else comes on top.
-	hide := slices.Concat(t.Hide, []string{"/tmp", "/var/tmp", "/dev"})
-	slices.Sort(hide)
-	hide = slices.Compact(hide)
-	all := slices.Clone(hide)
-	hide = slices.DeleteFunc(hide, func(dir string) bool { return hidden(dir, all) })
-	for _, dir := range hide {
-		if err := empty(dir, t.Shm); err != nil {
-			return err
-		}
+	covers, err := t.arrange(granted)
+	if err != nil {
+		return err
 	}
-	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
-		return fmt.Errorf("cannot mount a /proc of its own: %w", err)
-	}
-	slices.SortFunc(granted, func(a, b clone) int { return strings.Compare(a.path, b.path) })
-	for _, c := range granted {
-		if err := c.attach(); err != nil {
-			return err
-		}
-	}
-	for _, dir := range hide {
+	for _, dir := range covers {
 		if dir != "/tmp" && dir != "/var/tmp" {
 			if err := readOnly(dir, false); err != nil {
 				return err
@@ -88,6 +72,41 @@ func (t Tree) Make() error {
 		}
 	}
 	return nil
+}
+
+// arrange hides and grants, parents first, so that whatever is said of the
+// deeper path holds: a grant below something hidden, and something hidden below
+// a grant. It returns what was covered.
+func (t Tree) arrange(granted []clone) (covers []string, err error) {
+	type step struct {
+		path  string
+		grant *clone // nil: hide
+	}
+	steps := []step{{path: "/proc"}}
+	for _, dir := range slices.Concat(t.Hide, []string{"/tmp", "/var/tmp", "/dev"}) {
+		steps = append(steps, step{path: dir})
+	}
+	for i := range granted {
+		steps = append(steps, step{granted[i].path, &granted[i]})
+	}
+	slices.SortStableFunc(steps, func(a, b step) int { return strings.Compare(a.path, b.path) })
+	for _, s := range steps {
+		switch {
+		case s.grant != nil:
+			err = s.grant.attach()
+		case s.path == "/proc":
+			if err = unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+				err = fmt.Errorf("cannot mount a /proc of its own: %w", err)
+			}
+		case isDir(s.path) && !slices.Contains(covers, s.path):
+			covers = append(covers, s.path)
+			err = empty(s.path, t.Shm)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return covers, nil
 }
 
 // clones takes what is granted out of the old view before that becomes
@@ -150,11 +169,9 @@ func readOnly(path string, below bool) error {
 	return nil
 }
 
-// hidden reports whether dir needs no cover: there is no such directory, or one
-// above it is covered.
-func hidden(dir string, all []string) bool {
-	st, err := os.Stat(dir)
-	return err != nil || !st.IsDir() || slices.ContainsFunc(all, func(other string) bool { return strings.HasPrefix(dir, other+"/") })
+func isDir(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
 }
 
 // empty covers dir with an empty file system.

@@ -228,6 +228,23 @@ func TestSandbox_LeavesWhatAPluginNeeds(t *testing.T) {
 	})
 }
 
+// A grant of a directory above the daemon's state does not bring the state back.
+func TestSandbox_WhatIsHiddenBelowAGrantStaysHidden(t *testing.T) {
+	asWho(t, func(t *testing.T) {
+		h := newHouse(t)
+		v := h.view()
+		above := filepath.Dir(h.state)
+		if err := os.Chmod(above, 0o755); err != nil { // the worker has a user of its own
+			t.Fatal(err)
+		}
+		v.Read = append(v.Read, above)
+		said, _ := h.say(t, v, fmt.Sprintf(`cat %s/secret 2>/dev/null || echo no; cat %s/file; cat file`, h.state, h.code))
+		if said != "no\ncode\nown\n" {
+			t.Errorf("said %q", said)
+		}
+	})
+}
+
 func TestSandbox_EachWorkerHasAUserOfItsOwn(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("the daemon is not root: workers have its user")
