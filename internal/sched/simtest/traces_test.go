@@ -107,6 +107,7 @@ func TestMixed_WithoutALedgerRunsOutOfMemory(t *testing.T) {
 func TestThrash_ModelsTakeTurnsThatAreWorthTheLoad(t *testing.T) {
 	t.Parallel()
 	c, _ := compare(t, "thrash")
+	require.LessOrEqual(t, c.Results[0].OfBound, 1.25)
 	require.LessOrEqual(t, c.Results[0].Makespan, 0.5*c.Results[1].Makespan)
 	require.Less(t, c.Results[0].Stops, c.Results[1].Stops/4)
 	require.Zero(t, c.Results[0].OOMs)
@@ -117,6 +118,9 @@ func TestGame_AForeignProgramCostsOneRetryAndNoJob(t *testing.T) {
 	c, _ := compare(t, "game")
 	require.Zero(t, c.Results[0].Failed)
 	require.LessOrEqual(t, c.Results[0].OOMs, 2, "a loop of loads that run out of memory")
+	// The bound knows nothing of the game, which has the card for 20 minutes and a
+	// minute after. 63 minutes when loaded workers stood idle for the rest of their turns.
+	require.LessOrEqual(t, c.Results[0].Makespan, 1.1*(c.Bound.Makespan.Seconds()+21*60))
 }
 
 func TestLeak_MissingMemoryIsToldAndNeverHandedOut(t *testing.T) {
@@ -125,6 +129,7 @@ func TestLeak_MissingMemoryIsToldAndNeverHandedOut(t *testing.T) {
 	require.Zero(t, c.Results[0].Failed)
 	require.Positive(t, c.Results[0].Notes["scheduler.quarantined"])
 	require.LessOrEqual(t, c.Results[0].OOMs, 1)
+	require.LessOrEqual(t, c.Results[0].OfBound, 1.2)
 }
 
 func TestFlood_UnknownNeedsAreMeasuredAndAllJobsEndWell(t *testing.T) {
@@ -132,6 +137,7 @@ func TestFlood_UnknownNeedsAreMeasuredAndAllJobsEndWell(t *testing.T) {
 	c, _ := compare(t, "flood")
 	require.Zero(t, c.Results[0].Failed)
 	require.LessOrEqual(t, c.Results[0].OOMs, 12, "six plugins that nobody knows")
+	require.LessOrEqual(t, c.Results[0].OfBound, 1.3)
 }
 
 func TestParse_RefusesWhatItDoesNotUnderstand(t *testing.T) {
