@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/cjmd/cjmd/internal/client"
+	"github.com/cjmd/cjmd/internal/plugins/envs"
 )
 
 // reply is a successful answer: decoded, and as it came for --json.
@@ -88,6 +89,10 @@ func problemJSON(err error) []byte {
 
 // problemLines lists what was wrong with single fields.
 func problemLines(err error) []string {
+	var file *envs.FileError
+	if errors.As(err, &file) && len(file.Problems) > 1 {
+		return strings.Split(file.Error(), "\n")
+	}
 	var p *client.ProblemError
 	if !errors.As(err, &p) {
 		return nil
@@ -109,6 +114,10 @@ func problemLines(err error) []string {
 // sentence is what went wrong without the list of fields, which is told line
 // by line.
 func sentence(err error) string {
+	var file *envs.FileError
+	if errors.As(err, &file) && len(file.Problems) > 1 {
+		return fmt.Sprintf("cannot use %s, for %d reasons:", file.Path, len(file.Problems))
+	}
 	var p *client.ProblemError
 	if !errors.As(err, &p) {
 		return err.Error()
