@@ -9,7 +9,6 @@ import (
 
 	"github.com/cjmd/cjmd/internal/api/wire"
 	"github.com/cjmd/cjmd/internal/client"
-	"github.com/cjmd/cjmd/internal/plugins/envs"
 )
 
 // completion is what the shell asks while a word is being typed. A daemon that
@@ -96,11 +95,7 @@ func monitorWords(ctx context.Context, c *client.API) ([]string, error) {
 // completeInstalled offers what is installed on this machine; no daemon is asked.
 func (a *app) completeInstalled(cmd *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
 	stateDir, _ := cmd.Flags().GetString("state-dir") // every verb of these has it
-	cfg, err := a.configAt(stateDir)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	in, err := envs.New(envs.Options{Envs: cfg.EnvsDir(), Manifests: cfg.ManifestsDir(), Logs: cfg.LogDir, Env: a.env})
+	in, _, err := a.looker(place{stateDir: stateDir})
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}

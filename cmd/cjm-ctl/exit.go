@@ -7,6 +7,7 @@ import (
 	"net/http"
 
 	"github.com/cjmd/cjmd/internal/client"
+	"github.com/cjmd/cjmd/internal/plugins"
 )
 
 // Exit codes of every verb; `cjm-ctl help exit-codes` prints them.
@@ -105,6 +106,7 @@ func exitCode(err error) int {
 		partly      *partlyError
 		unreachable *unreachableError
 		problem     *client.ProblemError
+		missing     *plugins.NotFoundError
 	)
 	switch {
 	case err == nil:
@@ -119,7 +121,7 @@ func exitCode(err error) int {
 		return exitPartly
 	case errors.As(err, &unreachable):
 		return exitUnreachable
-	case errors.As(err, &problem) && problem.Status == http.StatusNotFound:
+	case errors.As(err, &problem) && problem.Status == http.StatusNotFound, errors.As(err, &missing):
 		return exitNotFound
 	}
 	return exitError

@@ -44,10 +44,10 @@ func (p *place) flags(cmd *cobra.Command) *cobra.Command {
 }
 
 // installer works on the files of the daemon that this user would run.
-func (a *app) installer(p place) (*envs.Installer, *config.Config, error) {
+func (a *app) installer(p place) (*envs.Installer, error) {
 	cfg, err := a.configAt(p.stateDir)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if a.uid == 0 {
 		// What root installs is for the service, which runs as somebody else.
@@ -55,17 +55,30 @@ func (a *app) installer(p place) (*envs.Installer, *config.Config, error) {
 	}
 	// As the daemon makes it; ours may be the first.
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
-		return nil, nil, &hintError{fmt.Errorf("cannot make the state directory: %w", err), "--state-dir names another one"}
+		return nil, &hintError{fmt.Errorf("cannot make the state directory: %w", err), "--state-dir names another one"}
 	}
 	runtime, err := pysdk.Extract(filepath.Join(cfg.CacheDir, "installer"))
 	if err != nil {
+		return nil, err
+	}
+	return a.installerAt(cfg, runtime, p.jobs)
+}
+
+// looker is an installer that only looks: it makes nothing.
+func (a *app) looker(p place) (*envs.Installer, *config.Config, error) {
+	cfg, err := a.configAt(p.stateDir)
+	if err != nil {
 		return nil, nil, err
 	}
-	in, err := envs.New(envs.Options{
-		Envs: cfg.EnvsDir(), Manifests: cfg.ManifestsDir(), Logs: filepath.Join(cfg.LogDir, "install"),
-		Runtime: runtime, Env: a.env, Version: version, Jobs: p.jobs, Now: a.now,
-	})
+	in, err := a.installerAt(cfg, "", 0)
 	return in, cfg, err
+}
+
+func (a *app) installerAt(cfg *config.Config, runtime string, jobs int) (*envs.Installer, error) {
+	return envs.New(envs.Options{
+		Envs: cfg.EnvsDir(), Manifests: cfg.ManifestsDir(), Logs: filepath.Join(cfg.LogDir, "install"),
+		Runtime: runtime, Env: a.env, Version: version, Jobs: jobs, Now: a.now,
+	})
 }
 
 func (a *app) configAt(stateDir string) (*config.Config, error) {
@@ -119,7 +132,7 @@ func (a *app) installAll(ctx context.Context, f *installFlags) error {
 	if err != nil {
 		return err
 	}
-	in, _, err := a.installer(f.place)
+	in, err := a.installer(f.place)
 	if err != nil {
 		return err
 	}

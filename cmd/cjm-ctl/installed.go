@@ -45,7 +45,7 @@ func newList(a *app) *cobra.Command {
 	return p.flags(&cobra.Command{
 		Use: "list", GroupID: groupInstall, Args: count(0, 0), Short: "Installed environments, their plugins and sizes",
 		RunE: a.local(func(context.Context, []string) error {
-			in, cfg, err := a.installer(p)
+			in, cfg, err := a.looker(p)
 			if err != nil {
 				return err
 			}
@@ -187,7 +187,7 @@ func newUpgrade(a *app) *cobra.Command {
 			if len(args) == 0 && !all {
 				return usagef("name what to upgrade, or say --all")
 			}
-			in, _, err := a.installer(p)
+			in, err := a.installer(p)
 			if err != nil {
 				return err
 			}
@@ -214,7 +214,7 @@ func newRegenerateManifest(a *app) *cobra.Command {
 			if len(args) == 0 && !all {
 				return usagef("name a plugin, or say --all")
 			}
-			in, _, err := a.installer(p)
+			in, err := a.installer(p)
 			if err != nil {
 				return err
 			}
@@ -236,7 +236,7 @@ func newRemove(a *app) *cobra.Command {
 		Use: "remove NAME…", GroupID: groupInstall, Args: count(1, -1), Short: "Delete environments and the manifests written for them",
 		Long: "Deletes environments and the manifests that install-all wrote for them. Data of the\nplugin, its secrets, its settings and a manifest of your own stay.",
 		RunE: a.local(func(ctx context.Context, args []string) error {
-			in, _, err := a.installer(p)
+			in, _, err := a.looker(p)
 			if err != nil {
 				return err
 			}
@@ -289,7 +289,7 @@ func newDoctor(a *app) *cobra.Command {
 		Long: "Looks for interpreters and environments that are gone, packages and manifests that\nchanged, code whose configuration is not its manifest's, and what was left over.\n" +
 			"--fix makes anew what cannot run, writes manifests anew, and clears away the rest.",
 		RunE: a.local(func(ctx context.Context, args []string) error {
-			in, _, err := a.installer(p)
+			in, err := a.installer(p)
 			if err != nil {
 				return err
 			}

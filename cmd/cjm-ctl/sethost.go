@@ -50,7 +50,7 @@ func newSetupHost(a *app) *cobra.Command {
 					return err
 				}
 			}
-			in, _, err := a.installer(p)
+			in, _, err := a.looker(p)
 			if err != nil {
 				return err
 			}
