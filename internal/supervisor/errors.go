@@ -3,6 +3,7 @@ package supervisor
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -44,10 +45,23 @@ type WorkerLostError struct {
 
 func (e *WorkerLostError) Error() string {
 	s := fmt.Sprintf("worker %q ended: %s", e.Instance, e.Exit)
-	if n := len(e.Stderr); n > 0 {
-		s += ": " + e.Stderr[n-1]
+	return s + lastWords(e.Stderr)
+}
+
+// maxLastWords bounds the line of stderr that an error repeats: a program may
+// write megabytes without a line feed.
+const maxLastWords = 500
+
+// lastWords is the last line of stderr, as the end of an error's message.
+func lastWords(stderr []string) string {
+	if len(stderr) == 0 {
+		return ""
 	}
-	return s
+	line := stderr[len(stderr)-1]
+	if len(line) > maxLastWords {
+		line = strings.ToValidUTF8(line[:maxLastWords], "") + "…"
+	}
+	return ": " + line
 }
 
 // StartError says at which step a start failed; Stderr holds the last lines.
@@ -67,10 +81,7 @@ func (e *StartError) Error() string {
 	case e.Call != nil:
 		s += ": " + e.Call.Message
 	case e.Exit != nil:
-		s += ": " + e.Exit.String()
-		if n := len(e.Stderr); n > 0 {
-			s += ": " + e.Stderr[n-1]
-		}
+		s += ": " + e.Exit.String() + lastWords(e.Stderr)
 	case e.Cause != nil:
 		s += ": " + e.Cause.Error()
 	}

@@ -161,3 +161,16 @@ func TestLogLine_RoundTrip(t *testing.T) {
 		t.Error("parsed what is no line of ours")
 	}
 }
+
+func TestErrors_ALastLineWithoutAnEndIsCut(t *testing.T) {
+	lost := &WorkerLostError{Instance: "w", Exit: Exit{Kind: ExitError, Code: 7}, Stderr: []string{"first", strings.Repeat("é", 40<<10)}}
+	for _, text := range []string{lost.Error(), (&StartError{Instance: "w", Step: "load", Exit: &lost.Exit, Stderr: lost.Stderr}).Error()} {
+		if !strings.Contains(text, "exit code 7: éé") || !strings.HasSuffix(text, "é…") || len(text) > 600 {
+			t.Errorf("%d bytes: %.80q", len(text), text)
+		}
+	}
+	lost.Stderr = []string{"no such model"}
+	if got := lost.Error(); got != `worker "w" ended: exit code 7: no such model` {
+		t.Error(got)
+	}
+}

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 	"time"
 
@@ -155,7 +156,11 @@ func (w *worker) buried(p *process, gone bool) {
 	p.tail = p.log.stderrSince(p.logFrom, stderrTail)
 	w.lastExit = &p.exit
 	w.s.metrics.exits.WithLabelValues(string(p.exit.Kind)).Inc()
-	w.log.note("ended: %s (%s)", p.exit, e.cause)
+	how := p.exit.String()
+	if !strings.Contains(how, e.cause) { // else it would be said twice
+		how += " (" + e.cause + ")"
+	}
+	w.log.note("ended: %s", how)
 	loaded := !w.readyAt.IsZero()
 	if !loaded {
 		w.lastErr = w.startError(p, e)
