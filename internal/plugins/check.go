@@ -231,20 +231,73 @@ func (c *configChecker) text(schema map[string]any, s, pointer, field string) {
 
 // schemaWarnings tells what of a schema cannot be checked, once, at discovery.
 func schemaWarnings(schema map[string]any) []string {
-	var out []string
 	if p, ok := schema["properties"]; ok {
 		if _, isObject := p.(map[string]any); !isObject {
 			return []string{"config_schema.properties is no object: configurations are accepted unchecked"}
 		}
 	}
-	props := properties(schema)
-	for _, name := range slices.Sorted(maps.Keys(props)) {
-		prop, _ := props[name].(map[string]any)
-		if pattern, ok := prop["pattern"].(string); ok {
-			if _, err := compilePython(pattern); err != nil {
-				out = append(out, fmt.Sprintf("config_schema: the pattern of %s cannot be checked: %v", name, err))
-			}
+	return schemaFlaws(nil, schema, "")
+}
+
+// ruleForms is what the value of each rule that is checked must be.
+var ruleForms = []struct {
+	rule, form string
+	fits       func(any) bool
+}{
+	{"type", "a type of JSON or a list of them", isType},
+	{"enum", "a list", isA[[]any]},
+	{"required", "a list", isA[[]any]},
+	{"properties", "an object", isA[map[string]any]},
+	{"minimum", "a number", isA[json.Number]},
+	{"maximum", "a number", isA[json.Number]},
+	{"minLength", "a number", isA[json.Number]},
+	{"maxLength", "a number", isA[json.Number]},
+	{"pattern", "text", isA[string]},
+}
+
+func isA[T any](v any) bool {
+	_, ok := v.(T)
+	return ok
+}
+
+var jsonTypes = []string{"null", "boolean", "integer", "number", "string", "array", "object"}
+
+func isType(v any) bool {
+	if list, ok := v.([]any); ok {
+		return len(list) > 0 && !slices.ContainsFunc(list, func(v any) bool { return !isType(v) })
+	}
+	name, ok := v.(string)
+	return ok && slices.Contains(jsonTypes, name)
+}
+
+// schemaFlaws appends what is wrong with a schema and those of its members.
+func schemaFlaws(out []string, schema map[string]any, name string) []string {
+	where := "config_schema"
+	if name != "" {
+		where += ": " + name
+	}
+	for _, r := range ruleForms {
+		if v, ok := schema[r.rule]; ok && v != nil && !r.fits(v) {
+			out = append(out, fmt.Sprintf("%s: %s is not %s, so it is not checked", where, r.rule, r.form))
 		}
+	}
+	if pattern, ok := schema["pattern"].(string); ok {
+		if _, err := compilePython(pattern); err != nil {
+			out = append(out, fmt.Sprintf("config_schema: the pattern of %s cannot be checked: %v", name, err))
+		}
+	}
+	props := properties(schema)
+	for _, key := range slices.Sorted(maps.Keys(props)) {
+		switch prop := props[key].(type) {
+		case map[string]any:
+			out = schemaFlaws(out, prop, joinName(name, key))
+		case bool: // a schema that takes everything, or nothing
+		default:
+			out = append(out, fmt.Sprintf("config_schema: %s is no schema, so it is not checked", joinName(name, key)))
+		}
+	}
+	if items, ok := schema["items"].(map[string]any); ok {
+		out = schemaFlaws(out, items, name+"[]")
 	}
 	return out
 }

@@ -205,6 +205,28 @@ func TestParse_ASchemaThatIsNoneIsAWarning(t *testing.T) {
 	require.Contains(t, m.Warnings[0], "pattern of a cannot be checked")
 }
 
+func TestParse_RulesOfASchemaThatCannotBeCheckedAreTold(t *testing.T) {
+	t.Parallel()
+	m, err := ParseManifest("x.json", []byte(`{"name":"n","module":"m","class":"C","python_path":"/p","config_schema":{
+		"type": "object", "required": "a",
+		"properties": {
+			"a": "integer", "b": {"type": 12, "enum": 5, "minimum": "x"}, "c": {"type": ["string", "nul"]},
+			"d": {"type": "array", "items": {"type": "text"}}, "e": {"properties": [1]}, "f": {"properties": {"g": {"maxLength": []}}},
+			"good": {"type": ["string", "null"], "enum": ["a"], "minLength": 1, "pattern": "a+"}, "any": true}}}`))
+	require.NoError(t, err)
+	require.Equal(t, []string{
+		"config_schema: required is not a list, so it is not checked",
+		"config_schema: a is no schema, so it is not checked",
+		"config_schema: b: type is not a type of JSON or a list of them, so it is not checked",
+		"config_schema: b: enum is not a list, so it is not checked",
+		"config_schema: b: minimum is not a number, so it is not checked",
+		"config_schema: c: type is not a type of JSON or a list of them, so it is not checked",
+		"config_schema: d[]: type is not a type of JSON or a list of them, so it is not checked",
+		"config_schema: e: properties is not an object, so it is not checked",
+		"config_schema: f.g: maxLength is not a number, so it is not checked",
+	}, m.Warnings)
+}
+
 func TestParse_AdaptersAreNoPlugins(t *testing.T) {
 	t.Parallel()
 	m, err := ParseManifest("x.json", []byte(`{"unit":"adapter","name":"adapter-vad-X","task_name":"vad"}`))
