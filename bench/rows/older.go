@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/cjmd/cjmd/bench/harness"
@@ -58,7 +56,7 @@ func makeOlder(ctx context.Context, b *harness.Bench, base olderBase) (string, e
 	if other := os.Getenv("ECOSYSTEM_PYTHON"); other != "" {
 		from = other
 	}
-	if exec.CommandContext(ctx, from, "-c", "import sys, venv; sys.exit(sys.version_info < "+base.needs+")").Run() != nil {
+	if run(ctx, from, "-c", "import sys, venv; sys.exit(sys.version_info < "+base.needs+")") != nil {
 		return "", nil
 	}
 	dir, err := b.TempDir("older")
@@ -71,8 +69,8 @@ func makeOlder(ctx context.Context, b *harness.Bench, base olderBase) (string, e
 		{from, "-m", "venv", dir},
 		{python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r", lock},
 	} {
-		if text, err := exec.CommandContext(ctx, line[0], line[1:]...).CombinedOutput(); err != nil {
-			return "", fmt.Errorf("cannot make the environment: %s: %w\n%s", strings.Join(line, " "), err, text)
+		if err := run(ctx, line[0], line[1:]...); err != nil {
+			return "", fmt.Errorf("cannot make the environment: %w", err)
 		}
 	}
 	return python, nil

@@ -29,5 +29,6 @@ func List() []Row {
 		{"settle", settle},
 		{"idle", idle},
 		{"older", older},
+		{"install", install},
 	}
 }
