@@ -194,6 +194,19 @@ func TestJob_Stdin(t *testing.T) {
 	}
 	b := start(t, `exit 0`, execspec.Spec{Stdin: execspec.Stdin{File: "{kwargs.f}"}, Stdout: execspec.StdoutText})
 	b.fails(b.call(`{"f":"nothing.txt"}`), "user_input", "nothing.txt")
+	// What is no file is refused before the program runs: a directory would be an
+	// empty input, and nobody writes to the FIFO.
+	odd := b.call(`{"f":"fifo"}`)
+	if err := syscall.Mkfifo(filepath.Join(odd.Dir, "fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.fails(odd, "user_input", "fifo: it is no regular file")
+	b.fails(b.call(`{"f":"."}`), "user_input", "no regular file")
+	// A file that opens and cannot be read fails the job: its end is not the input's.
+	if _, err := os.Stat("/proc/self/mem"); err == nil {
+		b = start(t, `cat`, execspec.Spec{Stdin: execspec.Stdin{File: "/proc/self/mem"}, Stdout: execspec.StdoutText})
+		b.fails(b.call(`{}`), "fatal", "cannot read what the program is fed with")
+	}
 	// A program that reads nothing of a large input is no error.
 	b = start(t, `exit 0`, execspec.Spec{Stdin: execspec.Stdin{JSON: true}, Stdout: execspec.StdoutText})
 	if _, _, err := b.run(b.call(`{"x":"` + strings.Repeat("x", 500_000) + `"}`)); err != nil {
@@ -296,6 +309,12 @@ echo 'CJM_PROGRESS is a word' >&2; echo plain >&2`, execspec.Spec{
 	_, s, err = b.run(b.call(`{}`))
 	if want := (supervisor.Progress{Fraction: 0.4, Message: "step 4"}); err != nil || len(s.progress) == 0 || s.progress[len(s.progress)-1] != want {
 		t.Fatalf("progress: %+v %v", s.progress, err)
+	}
+	for _, odd := range []string{"nan", "-7", "-inf"} {
+		b = start(t, `echo "CJM_PROGRESS `+odd+` somewhere" >&2`, execspec.Spec{Stdout: execspec.StdoutText})
+		if _, s, err = b.run(b.call(`{}`)); err != nil || len(s.progress) != 1 || s.progress[0] != (supervisor.Progress{Fraction: -1, Message: "somewhere"}) {
+			t.Fatalf("%s: %+v %v", odd, s.progress, err)
+		}
 	}
 	b = start(t, `echo '7 of 14'`, execspec.Spec{Stdout: execspec.StdoutLog, Progress: []execspec.Progress{{From: "stdout", Pattern: `^(?P<done>\d+) of`, Total: "{kwargs.n}"}}})
 	if _, s, err := b.run(b.call(`{"n":28}`)); err != nil || len(s.progress) != 1 || s.progress[0].Fraction != 0.25 {

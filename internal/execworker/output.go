@@ -89,11 +89,29 @@ func (ps *pipes) close() {
 }
 
 // feed writes standard input. A program that does not want it all closes it.
-func (ps *pipes) feed() {
+func (ps *pipes) feed(j *job) {
 	defer close(ps.feeding)
-	_, _ = io.Copy(ps.stdinW, ps.source)
+	source := &notingReader{r: ps.source}
+	_, _ = io.Copy(ps.stdinW, source)
+	if source.err != nil { // before the end of file, which would look like all of it
+		j.refuse(&failure{category: "fatal", message: "cannot read what the program is fed with: " + source.err.Error()})
+	}
 	_ = ps.stdinW.Close()
 	_ = ps.source.Close()
+}
+
+// notingReader keeps the error of r, to tell it from one of the writer.
+type notingReader struct {
+	r   io.Reader
+	err error
+}
+
+func (n *notingReader) Read(b []byte) (int, error) {
+	count, err := n.r.Read(b)
+	if err != nil && err != io.EOF {
+		n.err = err
+	}
+	return count, err
 }
 
 // drain waits for the readers, and closes the pipes under them when something
@@ -129,7 +147,7 @@ func (o *output) begin(j *job, p plan, ps *pipes) *sync.WaitGroup {
 	o.meter = meter{j: j, rules: p.rules}
 	if ps.source != nil {
 		ps.feeding = make(chan struct{})
-		go ps.feed()
+		go ps.feed(j)
 	}
 	read := &sync.WaitGroup{}
 	read.Go(func() { o.readStderr(j, ps.stderrR) })
@@ -417,6 +435,9 @@ func (m *meter) take(r *rule, groups []string) {
 // tell reports progress, at most twenty times a second: what comes faster waits
 // for its turn, and the newest is told.
 func (m *meter) tell(fraction float64, message string) {
+	if !(fraction >= 0) { // also what is no number
+		fraction = -1
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.message, m.waiting = message, object{"job": m.j.params.Job, "fraction": fraction, "message": cut(message, maxMessage)}
