@@ -60,7 +60,8 @@ func TestPublished(t *testing.T) {
 			})
 		}
 	}
-	if path := os.Getenv(envTable); path != "" && !t.Failed() {
+	complete := len(rows) == 2*len(all) // a table of some would look like one of all
+	if path := os.Getenv(envTable); path != "" && complete && !t.Failed() {
 		if err := os.WriteFile(path, []byte(table(rows)), 0o644); err != nil {
 			t.Fatal(err)
 		}
