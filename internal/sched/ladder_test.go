@@ -51,3 +51,25 @@ func TestLoadOOM_IdleWorkersAreStoppedWhereThatIsTooLittle(t *testing.T) {
 		}
 	})
 }
+
+// Seen: twenty runs of a plugin that nobody knew ran out of memory at one instant,
+// one after the other, beside memory that was still on its way back.
+func TestRunOOM_AMeasuringRunIsNotRepeatedBeforeSomebodyHasLooked(t *testing.T) {
+	onCards(t, []resource.Bytes{24}, func(c *cards) {
+		c.gpu("a", 6, 10, func(_ *plugins.Instance, m *plugins.Manifest) { m.Demand.MinVRAM = 0 })
+		c.queue.add("1", "a")
+		c.tick(time.Second)
+		c.mu.Lock()
+		c.foreign[0] = 12 * gib
+		c.mu.Unlock()
+		c.tick(1500 * time.Millisecond)
+		c.wantBlock("a", "cooling_down")
+		c.mu.Lock()
+		c.foreign[0] = 0
+		c.mu.Unlock()
+		c.tick(2 * time.Minute) // what others used counts for a minute
+		if j := c.want("1", jobs.Completed); j.Attempt > 2 {
+			t.Errorf("%d attempts", j.Attempt)
+		}
+	})
+}

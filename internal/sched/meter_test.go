@@ -257,3 +257,12 @@ func TestMeter_TheWorkersOwnReportTellsTheLoadFromWhatItKeeps(t *testing.T) {
 	m.read(3300, 3300)
 	m.want("whole", m.profile().WholeVRAM.Estimate, 6400)
 }
+
+// Seen: a plugin on two cards, of 48 and 12 GB, was learned to take more than 12.
+func TestOOM_AFigureIsBoundedByTheSmallestOfTheDevicesItNeeds(t *testing.T) {
+	m := meterOf(t, 0, 1)
+	m.l.devs = []DeviceView{{Total: 48 * 1024 * resource.MiB}, {Total: 12 * 1024 * resource.MiB}, {Total: 8 * 1024 * resource.MiB, External: resource.MiB}}
+	for n, want := range map[int]resource.Bytes{0: 48 * 1024, 1: 48 * 1024, 2: 12 * 1024, 3: 8*1024 - 1, 4: 8*1024 - 1} {
+		m.want("limit", m.l.largest(n), want)
+	}
+}

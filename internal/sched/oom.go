@@ -99,8 +99,11 @@ func (l *loop) noteOOM(now time.Time, in *inst, r *run) {
 	}
 	l.teach(now, in, func(p *learn.Profile) { p.OOM(l.oomOf(now, in, r, phase)) })
 	l.saveProfiles(now, true)
-	if r.oom == loadOOM && t.loadOOMs < maxLoadOOMs {
+	switch {
+	case r.oom == loadOOM && t.loadOOMs < maxLoadOOMs:
 		l.beginLadder(now, in)
+	case r.oom == runOOM && !r.need.Known: // it had all that was there: not again before somebody has looked
+		in.coolUntil = later(in.coolUntil, now.Add(l.allowance()))
 	}
 }
 
@@ -176,7 +179,7 @@ func (l *loop) oomOf(now time.Time, in *inst, r *run, phase learn.Phase) learn.O
 		o.Limit = l.totalRAM
 	} else {
 		resident, execute = r.need.ResidentVRAM, r.need.ExecuteVRAM
-		o.Limit = l.largest()
+		o.Limit = l.largest(in.demand.Devices)
 		for _, dev := range in.devices {
 			if phase == learn.Load || in.running == 0 {
 				resident = max(resident, in.use[dev].bytes-execute)
@@ -197,12 +200,18 @@ func (l *loop) oomOf(now time.Time, in *inst, r *run, phase learn.Phase) learn.O
 	return o
 }
 
-// largest is the most that any device has to give beside what others use of it.
-func (l *loop) largest() (most resource.Bytes) {
+// largest is the most that each of n devices has to give beside what others use of
+// it: of those that there are the n-th.
+func (l *loop) largest(n int) resource.Bytes {
+	rooms := make([]resource.Bytes, 0, len(l.devs))
 	for i := range l.devs {
-		most = max(most, l.devs[i].Total-l.devs[i].Margin-l.devs[i].External)
+		rooms = append(rooms, l.devs[i].Total-l.devs[i].Margin-l.devs[i].External)
 	}
-	return most
+	if len(rooms) == 0 {
+		return 0
+	}
+	slices.Sort(rooms)
+	return rooms[max(len(rooms)-max(n, 1), 0)]
 }
 
 func (l *loop) troubleOf(now time.Time, id jobs.ID) *trouble {

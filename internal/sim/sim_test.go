@@ -146,6 +146,21 @@ func TestRun_OutOfMemoryIsTheCallsEndOrTheWorkers(t *testing.T) {
 	}
 }
 
+func TestRun_OutOfMemoryOnOneDeviceLeavesNothingOnTheOthers(t *testing.T) {
+	run(t, nil, func(m *sim.Machine) {
+		p := program
+		p.ExecuteVRAM = 6 * gib
+		w := start(t, m, p, "a", "b")
+		var ended error
+		require.NoError(t, w.Run("j", 0, func(err error) { ended = err }))
+		wait(20 * time.Second)
+		var memory *sim.MemoryError
+		require.ErrorAs(t, ended, &memory)
+		require.Equal(t, 8*gib, m.Held("p", "a"))
+		require.Equal(t, 8*gib, m.Held("p", "b"))
+	})
+}
+
 func TestWorker_DeafOneIsKilledAfterItsGrace(t *testing.T) {
 	run(t, nil, func(m *sim.Machine) {
 		p := program

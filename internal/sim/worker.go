@@ -140,13 +140,26 @@ func (w *Worker) loadStep(k resource.Bytes) func() {
 	return w.dieLocked(err)
 }
 
+// grow takes memory of each device and of the host, or none of any.
 func (w *Worker) grow(vram, ram resource.Bytes) error {
-	for _, pool := range w.pools {
+	for i, pool := range w.pools {
 		if err := w.m.growLocked(w.h, pool, vram); err != nil {
+			w.giveUp(w.pools[:i], vram)
 			return err
 		}
 	}
-	return w.m.growLocked(w.h, hostPool, ram)
+	err := w.m.growLocked(w.h, hostPool, ram)
+	if err != nil {
+		w.giveUp(w.pools, vram)
+	}
+	return err
+}
+
+// giveUp gives back what an allocation had taken when a part of it failed.
+func (w *Worker) giveUp(pools []int, vram resource.Bytes) {
+	for _, pool := range pools {
+		w.m.setLocked(w.h, pool, w.h.mem[pool]-max(vram, 0))
+	}
 }
 
 func (w *Worker) shrink(vram, ram resource.Bytes) {
