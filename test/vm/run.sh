@@ -33,7 +33,7 @@ if [ -z "$kernel" ]; then
 fi
 
 # Static test binaries: none of this needs C.
-for pkg in contained sandboxed tiertest tree; do
+for pkg in contained sandboxed tiertest; do
     CGO_ENABLED=0 "${GO:-go}" test -c -o "$work/root/tests/$pkg" "./internal/isolation/$pkg"
 done
 cp "$busybox" "$work/root/bin/busybox"

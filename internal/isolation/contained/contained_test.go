@@ -1,6 +1,7 @@
 package contained_test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -51,7 +52,7 @@ func beHog() {
 		if err := child.Start(); err != nil {
 			panic(err)
 		}
-		select {} // the kernel must end this one along with its child
+		time.Sleep(time.Hour) // the kernel must end this one along with its child
 	}
 	for kept := [][]byte{}; ; {
 		kept = append(kept, make([]byte, 1<<20))
@@ -69,7 +70,7 @@ func beForker() {
 		}
 	}
 	fmt.Println(started)
-	select {}
+	time.Sleep(time.Hour)
 }
 
 func prepare(t *testing.T, needs string, spec isolation.Spec) isolation.Sandbox {
@@ -96,7 +97,9 @@ func prepare(t *testing.T, needs string, spec isolation.Spec) isolation.Sandbox 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := sb.Kill(t.Context()); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second) // that of the test has ended
+		defer cancel()
+		if err := sb.Kill(ctx); err != nil {
 			t.Error(err)
 		}
 		if err := sb.Close(); err != nil {

@@ -77,7 +77,7 @@ func TestBasic_LimitsAreInForceAndInherited(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			cmd := exec.Command("sh", "-c", `read go; sh -c 'ulimit -n; ulimit -c; nice; cat /proc/self/oom_score_adj; grep NoNewPrivs /proc/self/status; test $(id -u) = 0 || grep CapEff /proc/self/status'`)
+			cmd := exec.Command("sh", "-c", `read go; sh -c 'ulimit -n; ulimit -c; cut -d" " -f19 /proc/self/stat; cat /proc/self/oom_score_adj; grep NoNewPrivs /proc/self/status; test $(id -u) = 0 || grep CapEff /proc/self/status'`)
 			cmd.Env, cmd.Stdin, cmd.Stdout = os.Environ(), stdin, w
 			if err := sb.Start(cmd); err != nil {
 				t.Fatal(err)
