@@ -76,7 +76,7 @@ func TestTrap_ABigJobIsNotStarvedBySmallOnes(t *testing.T) {
 		for i := range 6 {
 			name := fmt.Sprint("small", i)
 			c.gpu(name, 2, 2)
-			c.runFor[name] = 20 * time.Second
+			c.runFor[name] = time.Duration(11+4*i) * time.Second // the card is never free by chance
 		}
 		c.gpu("big", 18, 2)
 		n := 0
