@@ -280,7 +280,7 @@ func (j *job) ask(ctx context.Context, dir string) (answer, error) {
 	}
 	a, err := j.in.introspect(ctx, j.steps, j.t.Entry, pythonIn(dir))
 	j.r.Warnings = append(j.r.Warnings, a.Warnings...)
-	if m := j.t.Entry.Manifest; err == nil && m != nil && len(a.Schema) > 0 && len(m.Schema) > 0 {
+	if m := j.t.Entry.Manifest; err == nil && m != nil && namesFields(a.Schema) && len(m.Schema) > 0 {
 		if mine, herr := plugins.SchemaHash(m.Schema); herr == nil && mine != a.SchemaHash {
 			j.r.Warnings = append(j.r.Warnings, "the config_schema of "+m.Path+" is not what get_config_schema() says; the manifest's counts")
 		}

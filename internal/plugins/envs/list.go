@@ -219,8 +219,13 @@ func (in *Installer) AskCode(ctx context.Context, m plugins.Manifest) []plugins.
 		}
 		return []plugins.Finding{{Code: "code_unusable", Message: words, Mend: "look at its log, or install it again"}}
 	}
+	other := len(a.Schema) > 0 && installOf(m).Env != ""
+	if byHand := sourceOf(m); byHand != "" { // its config_schema counts, however often it is written anew
+		other = other && len(m.Schema) > 0 && namesFields(a.Schema)
+		mend = fmt.Sprintf("make config_schema of %s and get_config_schema() say the same", byHand)
+	}
 	var out []plugins.Finding
-	if len(a.Schema) > 0 && installOf(m).Env != "" {
+	if other {
 		if mine, err := plugins.SchemaHash(m.Schema); len(m.Schema) == 0 || err == nil && mine != a.SchemaHash {
 			out = append(out, plugins.Finding{Code: plugins.FindingOtherSchema, Message: "the installed code has another config schema than the manifest", Mend: mend})
 		}

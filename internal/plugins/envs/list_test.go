@@ -85,6 +85,40 @@ func TestList_PackagesAndSchemaThatChanged(t *testing.T) {
 	assert.JSONEq(t, `{"type":"object"}`, string(i.Plugins[0].Schema))
 }
 
+func TestAskCode_ASchemaByHandCounts(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	dep := b.wheel("dep", "1.0", map[string]string{"dep.py": "X = 1\n"})
+	code := func(schema string) {
+		write(t, b.dir, "plug/code/plug.py", "class Plug:\n    def execute(self): pass\n    def get_config_schema(self): return "+schema+"\n")
+	}
+	manifest := fmt.Sprintf("name: plug\nmodule: plug\nclass: Plug\npath: code\nenv: {requirements: [%q]}\n", dep)
+	ask := func() ([]plugins.Finding, Result) {
+		r := b.mustInstall(b.file("plugins: [{manifest: plug}]"), PlanOptions{Regenerate: true})
+		i, err := b.in.Find("plug")
+		require.NoError(t, err)
+		return b.in.AskCode(t.Context(), i.Plugins[0]), r
+	}
+	code("{'type': 'object', 'properties': {'a': {'type': 'integer'}}}")
+	write(t, b.dir, "plug/manifest.yaml", manifest)
+	found, r := ask()
+	assert.Empty(t, found, "the manifest leaves configurations unchecked")
+	assert.Empty(t, r.Warnings)
+
+	manifest += "config_schema: {type: object, properties: {a: {type: string}}}\n"
+	write(t, b.dir, "plug/manifest.yaml", manifest)
+	found, r = ask()
+	require.Equal(t, []string{plugins.FindingOtherSchema}, codes(found))
+	assert.Equal(t, "make config_schema of "+filepath.Join(b.dir, "plug/manifest.yaml")+" and get_config_schema() say the same", found[0].Mend,
+		"writing it anew would change nothing")
+	assert.Len(t, r.Warnings, 1)
+
+	code("{'type': 'object', 'properties': {}}") // as a base class does
+	found, r = ask()
+	assert.Empty(t, found)
+	assert.Empty(t, r.Warnings)
+}
+
 func TestRemove_LeavesNothingAndWaitsForUsers(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

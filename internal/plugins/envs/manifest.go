@@ -396,6 +396,25 @@ func installOf(m plugins.Manifest) installPart {
 	return top.Install
 }
 
+// sourceOf is the manifest by hand that a written one was made from, or "".
+func sourceOf(m plugins.Manifest) string {
+	var top struct {
+		Drift struct {
+			Source string `json:"source"`
+		} `json:"drift_tracking"`
+	}
+	_ = json.Unmarshal(m.Raw, &top) // what is no object says nothing
+	return top.Drift.Source
+}
+
+// namesFields is false for what base classes answer whose plugin has no schema.
+func namesFields(schema json.RawMessage) bool {
+	var s struct {
+		Properties map[string]json.RawMessage `json:"properties"`
+	}
+	return json.Unmarshal(schema, &s) == nil && len(s.Properties) > 0
+}
+
 func unmarshalNumbers(b []byte, into *map[string]any) error {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.UseNumber()
