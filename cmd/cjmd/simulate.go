@@ -85,6 +85,9 @@ func (o *simulateOptions) simulate(w io.Writer, path string, several bool) error
 	if err != nil {
 		return err
 	}
+	if len(t.Arrivals) == 0 {
+		return fmt.Errorf("cannot simulate %s: no jobs arrive in it", path)
+	}
 	opts := simtest.Options{Policy: all[i], RAMMargin: resource.FromMB(float64(o.ramMargin)), Margin: resource.FromMB(float64(o.margin))}
 	if o.policy == simtest.Sequential().Name() {
 		opts.Slots = 1

@@ -114,6 +114,9 @@ type FaultSpec struct {
 // Kill is the fault that ends the daemon like kill -9; it comes back a second later.
 const Kill = "kill"
 
+// maxJobs of a trace: all of them are kept in memory.
+const maxJobs = 1_000_000
+
 // Time is a duration in a trace: 90s, 1h30m.
 type Time time.Duration
 
@@ -189,7 +192,10 @@ func ParseTrace(body []byte) (*Trace, error) {
 	dec := yaml.NewDecoder(bytes.NewReader(body))
 	dec.KnownFields(true)
 	t := &Trace{}
-	if err := dec.Decode(t); err != nil {
+	switch err := dec.Decode(t); {
+	case errors.Is(err, io.EOF):
+		return nil, errors.New("it is empty")
+	case err != nil:
 		return nil, err
 	}
 	if err := dec.Decode(&yaml.Node{}); !errors.Is(err, io.EOF) {
@@ -221,6 +227,7 @@ func (t *Trace) check() error {
 		}
 		t.Plugins[name] = p
 	}
+	jobs := 0
 	for i := range t.Arrivals {
 		a := &t.Arrivals[i]
 		if _, ok := t.Plugins[a.Plugin]; !ok {
@@ -232,6 +239,9 @@ func (t *Trace) check() error {
 		if a.Count < 0 || a.Jitter < 0 || a.Jitter > 1 {
 			return fmt.Errorf("arrivals[%d]: count must not be negative, and jitter must be between 0 and 1", i)
 		}
+		if jobs += min(a.Count, maxJobs+1); jobs > maxJobs {
+			return fmt.Errorf("arrivals[%d]: a trace has at most %d jobs", i, maxJobs)
+		}
 		if a.Submitter == "" {
 			a.Submitter = "somebody"
 		}
@@ -240,6 +250,12 @@ func (t *Trace) check() error {
 		if f.Device < 0 || (f.Device >= len(m.Devices) && (f.Kind == sim.Foreign || f.Kind == sim.Vanish)) {
 			return fmt.Errorf("faults[%d]: there is no device %d", i, f.Device)
 		}
+		if _, ok := t.Plugins[f.Name]; !ok && f.Kind == sim.Crash {
+			return fmt.Errorf("faults[%d]: there is no plugin %q", i, f.Name)
+		}
+	}
+	if len(t.Plugins) == 0 {
+		return errors.New("it has no plugins")
 	}
 	return nil
 }
@@ -259,6 +275,12 @@ func (p *PluginSpec) check(name string, devices int) error {
 	}
 	if p.Run == (Range{}) {
 		return fmt.Errorf("plugins.%s: it needs a run time", name)
+	}
+	if min(p.ResidentMB, p.ExecuteMB, p.LoadPeakMB, p.RAMMB, p.ExecuteRAMMB, p.DeclaredMB, p.LeakMB, float64(p.Devices)) < 0 {
+		return fmt.Errorf("plugins.%s: amounts of memory and of devices must not be negative", name)
+	}
+	if min(p.FailLoad, p.Crash) < 0 || max(p.FailLoad, p.Crash) > 1 {
+		return fmt.Errorf("plugins.%s: fail_load and crash are chances, between 0 and 1", name)
 	}
 	p.Concurrency = max(p.Concurrency, 1)
 	return nil

@@ -151,6 +151,12 @@ func TestParse_RefusesWhatItDoesNotUnderstand(t *testing.T) {
 		"unknown plugin":   {"plugins: {a: {run: 3s}}\narrivals: [{plugin: b}]\n", `"b"`},
 		"too many devices": {"machine: {devices: [{total_mb: 10}]}\nplugins: {a: {run: 3s, devices: 2}}\n", "spans 2"},
 		"fault's device":   {"faults: [{kind: vanish, device: 3}]\n", "no device 3"},
+		"empty":            {"", "empty"},
+		"no plugins":       {"name: a\n", "no plugins"},
+		"negative amount":  {"plugins: {a: {run: 3s, resident_mb: -1}}\n", "negative"},
+		"no chance":        {"plugins: {a: {run: 3s, crash: 7}}\n", "between 0 and 1"},
+		"too many jobs":    {"plugins: {a: {run: 3s}}\narrivals: [{plugin: a, count: 1000000000}]\n", "at most 1000000"},
+		"crash of nobody":  {"plugins: {a: {run: 3s}}\nfaults: [{kind: crash, name: b}]\n", `"b"`},
 		"two documents":    {"name: a\n---\nname: b\n", "more than one"},
 	} {
 		_, err := ParseTrace([]byte(c.body))
