@@ -13,7 +13,7 @@ import (
 
 // TestReserve_VictimsAreTheCheapestSet compares with all subsets there are.
 func TestReserve_VictimsAreTheCheapestSet(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
+	checkMany(t, 1, func(t *rapid.T) {
 		b := newBox(48)
 		b.put("a", 1, need(rapid.IntRange(20, 48).Draw(t, "need"), 0), hostNeed(rapid.IntRange(0, 60).Draw(t, "ram"), 0))
 		n := rapid.IntRange(1, 9).Draw(t, "workers")

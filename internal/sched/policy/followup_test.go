@@ -11,22 +11,36 @@ import (
 )
 
 // evictionsPay carries a plan out, lets everything that is on its way come back,
-// and decides once more: whoever had workers stopped for it starts then.
+// and decides once more: whoever had workers stopped for it starts then. Somebody
+// more urgent may make room for himself first.
 func evictionsPay(t *rapid.T, v sched.View, plan sched.Plan) {
 	if v.Slots >= 0 || v.Quota != nil { // may have gone to others meanwhile
 		return
 	}
-	after := carryOut(v, plan)
-	again := policy.Reserve(policy.ReserveOptions{}).Decide(after)
 	for _, e := range plan.Evict {
 		if e.Instance == e.Asker { // it starts over when there is room, wherever that is
 			continue
 		}
-		if !slices.ContainsFunc(again.Start, func(s sched.Start) bool { return s.Instance == e.Asker }) {
-			t.Fatalf("%s was stopped for %s, which does not start: first %s, then %s\nafter it:\n%s", e.Instance, e.Asker,
-				tell(v, plan), tell(after, again), sketch(after))
+		moment, last := v, plan
+		for !startsFor(last, e.Asker) {
+			moment = carryOut(moment, last)
+			last = policy.Reserve(policy.ReserveOptions{}).Decide(moment)
+			if !startsFor(last, e.Asker) && len(last.Evict)+len(last.Release) == 0 {
+				t.Fatalf("%s was stopped for %s, which does not start: first %s, then %s\nafter it:\n%s", e.Instance, e.Asker,
+					tell(v, plan), tell(moment, last), sketch(moment))
+			}
+			if moment.Now = moment.Now.Add(time.Second); moment.Now.Sub(v.Now) > time.Minute {
+				t.Fatalf("%s was stopped for %s, and others go on and on: %s, at last %s", e.Instance, e.Asker, tell(v, plan), tell(moment, last))
+			}
 		}
 	}
+}
+
+// startsFor reports whether the plan starts something of an instance for which it
+// stops nobody.
+func startsFor(plan sched.Plan, instance string) bool {
+	return slices.ContainsFunc(plan.Start, func(s sched.Start) bool { return s.Instance == instance }) &&
+		!slices.ContainsFunc(plan.Evict, func(e sched.Eviction) bool { return e.Asker == instance })
 }
 
 // swapsStayInBudget: every asker whose victims leave a device spends one change

@@ -78,9 +78,7 @@ func drawView(t *rapid.T) sched.View {
 }
 
 func TestPolicies_Invariants(t *testing.T) {
-	for range 50 { // a run of rapid is 100 views, each costs microseconds
-		rapid.Check(t, holds)
-	}
+	checkMany(t, 50, holds)
 }
 
 func holds(t *rapid.T) {

@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"flag"
 	"fmt"
 	"strings"
 	"testing"
@@ -11,9 +12,33 @@ import (
 	"github.com/cjmd/cjmd/internal/sched"
 	"github.com/cjmd/cjmd/internal/sched/policy"
 	"go.uber.org/goleak"
+	"pgregory.net/rapid"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// fixedSeed makes every run draw the same views; -rapid.seed=0 draws new ones.
+const fixedSeed = 20260105
+
+var seedChosen bool
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	flag.Visit(func(f *flag.Flag) { seedChosen = seedChosen || f.Name == "rapid.seed" })
+	goleak.VerifyTestMain(m)
+}
+
+// checkMany draws n times a hundred views. The tests here run one after the other,
+// so the seed may be a flag.
+func checkMany(t *testing.T, n int, holds func(*rapid.T)) {
+	t.Helper()
+	for i := range n {
+		if !seedChosen {
+			if err := flag.Set("rapid.seed", fmt.Sprint(fixedSeed+i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		rapid.Check(t, holds)
+	}
+}
 
 const gib = 1024 * resource.MiB
 

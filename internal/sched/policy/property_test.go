@@ -16,9 +16,7 @@ import (
 )
 
 func TestReserve_Properties(t *testing.T) {
-	for range 50 { // a run of rapid is 100 views
-		rapid.Check(t, reserveHolds)
-	}
+	checkMany(t, 50, reserveHolds)
 }
 
 func FuzzReserve(f *testing.F) { f.Fuzz(rapid.MakeFuzz(reserveHolds)) }

@@ -21,7 +21,7 @@ const bySize = 1e-9
 func (w *pass) mayGo(a *ask, i int) (from time.Time, ok bool) {
 	g := &w.view.Groups[i]
 	gu := &w.guests[i]
-	if i == a.group || !gu.here || gu.gone != "" || g.Stopping != "" || g.LoadWanted || len(g.WaitingFor) > 0 || g.Measuring || w.furniture(i) {
+	if i == a.group || !gu.here || gu.gone != "" || g.Stopping != "" || g.LoadWanted || len(g.WaitingFor) > 0 || g.Measuring || w.furniture(i) || w.roomMade(i) {
 		return from, false
 	}
 	if a.priority() > w.class(g) {
@@ -41,6 +41,20 @@ func (w *pass) mayGo(a *ask, i int) (from time.Time, ok bool) {
 		from = later(from, w.due(a, g, since))
 	}
 	return from, true
+}
+
+// roomMade reports whether workers were stopped so that group i's loaded one can
+// run: it starts in this very pass.
+func (w *pass) roomMade(i int) bool {
+	if w.view.Groups[i].Lingering {
+		return false
+	}
+	for p := range w.pools {
+		if w.account(i, p).held > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // pauseOver is when an idle worker that is about to be used again, as a chat
