@@ -30,7 +30,7 @@ import (
 // For the scheduler (sched):
 //
 //	Changed() <-chan struct{}                        merged wake-up, empty
-//	Groups(limit int) []Group                        per instance: ready jobs in order, at most limit each
+//	Groups(limit int) []Group                        per instance: the first limit ready jobs, and the oldest of each lower priority
 //	Cancels() []CancelIntent                         intents recorded for running jobs since the last call
 //	NextDeadline() time.Time; Expire(ctx, now) error queue_timeout, retry_delay
 //	Admit(ctx, ID, worker string) (*Run, error)      pending → running in memory at once (executing when a worker is named,

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -302,7 +303,13 @@ func (q *Queue) Log(ctx context.Context, id ID, after uint64) (*joblog.Reader, e
 	return q.logs.Reader(ctx, string(id), after)
 }
 
-// Groups returns, per instance, the first limit jobs that may start.
+// moreLevels bounds of how many priorities below the first jobs' Groups shows
+// the oldest job.
+const moreLevels = 16
+
+// Groups returns, per instance, the first limit jobs that may start, and then the
+// oldest of each lower priority: a scheduler that lets jobs age must see whom
+// urgent ones would keep waiting for ever.
 func (q *Queue) Groups(limit int) []Group {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -313,19 +320,41 @@ func (q *Queue) Groups(limit int) []Group {
 		}
 		og := Group{Instance: g.instance, Pending: g.ready.Len()}
 		if !q.pausedLocked(g.instance) {
-			og.Ready = make([]Ready, 0, min(limit, g.ready.Len()))
-			g.ready.Ascend(func(e *entry) bool {
-				if len(og.Ready) == limit {
-					return false
-				}
-				og.Ready = append(og.Ready, Ready{ID: e.id, Seq: e.seq, Priority: e.priority, Submitter: e.submitter.Value(),
-					CreatedAt: time.Unix(0, e.created).UTC(), Attempt: int(e.attempt) + 1})
-				return true
-			})
+			og.Ready = g.first(limit)
 		}
 		out = append(out, og)
 	}
 	slices.SortFunc(out, func(a, b Group) int { return cmp.Compare(a.Instance, b.Instance) })
+	return out
+}
+
+// first lists the group's jobs as Groups shows them.
+func (g *group) first(limit int) []Ready {
+	out := make([]Ready, 0, min(limit, g.ready.Len()))
+	add := func(e *entry) {
+		out = append(out, Ready{ID: e.id, Seq: e.seq, Priority: e.priority, Submitter: e.submitter.Value(),
+			CreatedAt: time.Unix(0, e.created).UTC(), Attempt: int(e.attempt) + 1})
+	}
+	g.ready.Ascend(func(e *entry) bool {
+		if len(out) < limit {
+			add(e)
+		}
+		return len(out) < limit
+	})
+	for range moreLevels {
+		n := len(out)
+		if n == 0 || n == g.ready.Len() {
+			break
+		}
+		after := &entry{priority: out[n-1].Priority, seq: math.MaxInt64}
+		g.ready.AscendGreaterOrEqual(after, func(e *entry) bool {
+			add(e)
+			return false
+		})
+		if len(out) == n {
+			break
+		}
+	}
 	return out
 }
 

@@ -145,3 +145,19 @@ func TestQueue_BlocksShownAndJournalledOnce(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "submitted blocked", b.kinds(id))
 }
+
+// A scheduler that lets jobs age must see whom urgent ones keep waiting.
+func TestGroups_ShowTheOldestOfEachLowerPriority(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var ids []jobs.ID
+	for _, p := range []int{0, 5, 1, 5, 1, 5, 0} {
+		ids = append(ids, b.submit(jobs.Spec{Priority: p}).ID)
+	}
+	require.Equal(t, 7, b.Groups(2)[0].Pending)
+	var got []jobs.ID
+	for _, r := range b.Groups(2)[0].Ready {
+		got = append(got, r.ID)
+	}
+	require.Equal(t, []jobs.ID{ids[1], ids[3], ids[2], ids[0]}, got)
+}

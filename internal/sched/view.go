@@ -11,7 +11,8 @@ import (
 )
 
 // view describes the moment to the policy. It asks the queue for no more jobs
-// of an instance than it could start, and one more to know that some wait.
+// of an instance than it could start, and one more to know that some wait; the
+// queue adds the oldest of each lower priority, which age may have put first.
 func (l *loop) view(now time.Time) View {
 	l.views++
 	most := 0

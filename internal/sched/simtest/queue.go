@@ -150,7 +150,11 @@ func (q view) Groups(limit int) []jobs.Group {
 			continue
 		}
 		og := jobs.Group{Instance: name, Pending: len(g), Ready: make([]jobs.Ready, 0, min(limit, len(g)))}
-		for _, j := range g[:min(limit, len(g))] {
+		for i := 0; i < len(g); {
+			j := g[i]
+			if i++; i >= limit { // as jobs.Queue: from here on the oldest of each lower priority
+				i += sort.Search(len(g)-i, func(k int) bool { return g[i+k].Spec.Priority < j.Spec.Priority })
+			}
 			og.Ready = append(og.Ready, jobs.Ready{ID: j.ID, Seq: j.Seq, Priority: j.Spec.Priority, Submitter: j.Submitter,
 				CreatedAt: j.CreatedAt, Attempt: j.Attempt + 1})
 		}

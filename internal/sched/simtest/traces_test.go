@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -138,6 +139,22 @@ func TestFlood_UnknownNeedsAreMeasuredAndAllJobsEndWell(t *testing.T) {
 	require.Zero(t, c.Results[0].Failed)
 	require.LessOrEqual(t, c.Results[0].OOMs, 12, "six plugins that nobody knows")
 	require.LessOrEqual(t, c.Results[0].OfBound, 1.3)
+}
+
+// A job of low priority ages past a stream of urgent ones, also of its own plugin.
+func TestAge_NobodyWaitsForTheEndOfAStream(t *testing.T) {
+	t.Parallel()
+	tr, err := ParseTrace([]byte(`
+plugins: {p: {load: 5s, run: 10s}}
+arrivals:
+  - {plugin: p, count: 20, priority: 5}
+  - {plugin: p, at: 1m, priority: 0}
+  - {plugin: p, count: 200, every: 10s, priority: 5}
+`))
+	require.NoError(t, err)
+	r, err := Simulate(tr, Options{Policy: subject()})
+	require.NoError(t, err)
+	require.Less(t, Summarise(r, Bound{}).Plugins[0].Max, (12 * time.Minute).Seconds(), "5 minutes of age and the line that was there before")
 }
 
 func TestParse_RefusesWhatItDoesNotUnderstand(t *testing.T) {
