@@ -77,10 +77,15 @@ func (l Limits) settings() []setting {
 }
 
 // Apply sets the limits of dir and returns a fact for each that was asked for.
-// missing says why a controller is not enabled there.
+// missing says why a controller is not enabled there; what else it would have held
+// is not told besides.
 func Apply(dir string, l Limits, missing func(controller string) string) []isolation.Fact {
 	var facts []isolation.Fact
+	told := map[string]bool{}
 	for _, s := range l.settings() {
+		if told[s.controller] {
+			continue
+		}
 		f := isolation.Fact{Mechanism: s.mechanism, Requested: true, VerifiedBy: "read back from " + s.file}
 		err := set(filepath.Join(dir, s.file), s)
 		switch {
@@ -96,6 +101,8 @@ func Apply(dir string, l Limits, missing func(controller string) string) []isola
 		default:
 			if f.Detail = missing(s.controller); f.Detail == "" {
 				f.Detail = "this kernel has no " + s.file
+			} else {
+				told[s.controller] = true
 			}
 		}
 		facts = append(facts, f)
