@@ -13,9 +13,10 @@ import (
 // group is one instance's part of the queue.
 type group struct {
 	instance string
-	ready    *btree.BTreeG[*entry] // in order of start
-	members  int                   // all entries, running ones too
-	block    *Block                // what the scheduler said last
+	ready    *btree.BTreeG[*entry]                           // in order of start
+	owners   map[unique.Handle[string]]*btree.BTreeG[*entry] // the same, by submitter
+	members  int                                             // all entries, running ones too
+	block    *Block                                          // what the scheduler said last
 }
 
 // place says in which tree a pending entry is.
@@ -73,7 +74,7 @@ const treeDegree = 32
 func (q *Queue) groupLocked(instance string) *group {
 	g := q.groups[instance]
 	if g == nil {
-		g = &group{instance: instance, ready: btree.NewG(treeDegree, less)}
+		g = &group{instance: instance, ready: btree.NewG(treeDegree, less), owners: make(map[unique.Handle[string]]*btree.BTreeG[*entry])}
 		q.groups[instance] = g
 	}
 	return g
@@ -105,7 +106,7 @@ func (q *Queue) placeLocked(e *entry) {
 		q.unplaceLocked(e)
 		switch want {
 		case inReady:
-			e.group.ready.ReplaceOrInsert(e)
+			e.group.addReady(e)
 		case inWaiting:
 			q.waiting.ReplaceOrInsert(e)
 		}
@@ -124,11 +125,29 @@ func (q *Queue) placeLocked(e *entry) {
 func (q *Queue) unplaceLocked(e *entry) {
 	switch e.place {
 	case inReady:
-		e.group.ready.Delete(e)
+		e.group.dropReady(e)
 	case inWaiting:
 		q.waiting.Delete(e)
 	}
 	e.place = nowhere
+}
+
+func (g *group) addReady(e *entry) {
+	g.ready.ReplaceOrInsert(e)
+	mine := g.owners[e.submitter]
+	if mine == nil {
+		mine = btree.NewG(treeDegree, less)
+		g.owners[e.submitter] = mine
+	}
+	mine.ReplaceOrInsert(e)
+}
+
+func (g *group) dropReady(e *entry) {
+	g.ready.Delete(e)
+	mine := g.owners[e.submitter]
+	if mine.Delete(e); mine.Len() == 0 {
+		delete(g.owners, e.submitter)
+	}
 }
 
 func (q *Queue) timerLocked(e *entry, at int64) {

@@ -30,7 +30,8 @@ import (
 // For the scheduler (sched):
 //
 //	Changed() <-chan struct{}                        merged wake-up, empty
-//	Groups(limit int) []Group                        per instance: the first limit ready jobs, and the oldest of each lower priority
+//	Groups(limit int) []Group                        per instance: the first limit ready jobs, the oldest of each lower
+//	                                                 priority and the first of each submitter
 //	Cancels() []CancelIntent                         intents recorded for running jobs since the last call
 //	NextDeadline() time.Time; Expire(ctx, now) error queue_timeout, retry_delay
 //	Admit(ctx, ID, worker string) (*Run, error)      pending → running in memory at once (executing when a worker is named,

@@ -307,9 +307,10 @@ func (q *Queue) Log(ctx context.Context, id ID, after uint64) (*joblog.Reader, e
 // the oldest job.
 const moreLevels = 16
 
-// Groups returns, per instance, the first limit jobs that may start, and then the
-// oldest of each lower priority: a scheduler that lets jobs age must see whom
-// urgent ones would keep waiting for ever.
+// Groups returns, per instance, the first limit jobs that may start, and of those
+// behind them the oldest of each lower priority and the first of each submitter: a
+// scheduler that lets jobs age, or bounds submitters, must see whom urgent jobs, or
+// the many of one submitter, would keep waiting.
 func (q *Queue) Groups(limit int) []Group {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -330,32 +331,48 @@ func (q *Queue) Groups(limit int) []Group {
 
 // first lists the group's jobs as Groups shows them.
 func (g *group) first(limit int) []Ready {
-	out := make([]Ready, 0, min(limit, g.ready.Len()))
-	add := func(e *entry) {
-		out = append(out, Ready{ID: e.id, Seq: e.seq, Priority: e.priority, Submitter: e.submitter.Value(),
-			CreatedAt: time.Unix(0, e.created).UTC(), Attempt: int(e.attempt) + 1})
-	}
+	shown := make([]*entry, 0, min(limit, g.ready.Len()))
 	g.ready.Ascend(func(e *entry) bool {
-		if len(out) < limit {
-			add(e)
+		if len(shown) < limit {
+			shown = append(shown, e)
 		}
-		return len(out) < limit
+		return len(shown) < limit
 	})
-	for range moreLevels {
-		n := len(out)
-		if n == 0 || n == g.ready.Len() {
-			break
-		}
-		after := &entry{priority: out[n-1].Priority, seq: math.MaxInt64}
-		g.ready.AscendGreaterOrEqual(after, func(e *entry) bool {
-			add(e)
-			return false
-		})
-		if len(out) == n {
-			break
-		}
+	if n := len(shown); n > 0 && n < g.ready.Len() {
+		shown = g.behind(shown)
+	}
+	out := make([]Ready, len(shown))
+	for i, e := range shown {
+		out[i] = Ready{ID: e.id, Seq: e.seq, Priority: e.priority, Submitter: e.submitter.Value(),
+			CreatedAt: time.Unix(0, e.created).UTC(), Attempt: int(e.attempt) + 1}
 	}
 	return out
+}
+
+// behind adds to the first jobs those behind them that Groups shows, in order.
+func (g *group) behind(shown []*entry) []*entry {
+	last := shown[len(shown)-1]
+	if len(g.owners) > 1 {
+		for _, mine := range g.owners {
+			if e, _ := mine.Min(); less(last, e) {
+				shown = append(shown, e)
+			}
+		}
+	}
+	after := last
+	for range moreLevels {
+		var next *entry
+		g.ready.AscendGreaterOrEqual(&entry{priority: after.priority, seq: math.MaxInt64}, func(e *entry) bool {
+			next = e
+			return false
+		})
+		if next == nil {
+			break
+		}
+		shown, after = append(shown, next), next
+	}
+	slices.SortFunc(shown, func(a, b *entry) int { return cmp.Or(cmp.Compare(b.priority, a.priority), cmp.Compare(a.seq, b.seq)) })
+	return slices.Compact(shown)
 }
 
 // Cancels returns the intents recorded for running jobs since the last call.

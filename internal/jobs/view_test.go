@@ -146,6 +146,34 @@ func TestQueue_BlocksShownAndJournalledOnce(t *testing.T) {
 	require.Equal(t, "submitted blocked", b.kinds(id))
 }
 
+// Jobs of others are not hidden behind the many of one submitter, whose quota
+// may be spent; a job is shown once.
+func TestGroups_ShowTheFirstOfEachSubmitter(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var subs []jobs.Submission
+	for _, who := range []string{"ann", "ann", "ann", "ann", "bob", "bob", "cyd"} {
+		subs = append(subs, jobs.Submission{Spec: jobs.Spec{Instance: "echo"}, Submitter: who})
+	}
+	subs[5].Spec.Priority = -1
+	made, err := b.Submit(b.ctx(), subs)
+	require.NoError(t, err)
+	shown := func() (out []int) {
+		for _, r := range b.Groups(2)[0].Ready {
+			for i := range made {
+				if made[i].Job.ID == r.ID {
+					out = append(out, i)
+				}
+			}
+		}
+		return out
+	}
+	require.Equal(t, []int{0, 1, 4, 6, 5}, shown())
+	_, err = b.Cancel(b.ctx(), made[4].Job.ID, "ann", "")
+	require.NoError(t, err)
+	require.Equal(t, []int{0, 1, 6, 5}, shown())
+}
+
 // A scheduler that lets jobs age must see whom urgent ones keep waiting.
 func TestGroups_ShowTheOldestOfEachLowerPriority(t *testing.T) {
 	t.Parallel()

@@ -1,6 +1,7 @@
 package simtest
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -19,6 +20,11 @@ const (
 	retryFirst  = time.Second
 )
 
+// owner is a submitter of jobs to an instance.
+type owner struct{ instance, submitter string }
+
+func (j *job) owner() owner { return owner{j.Spec.Instance, j.Submitter} }
+
 // job is one job with what the simulator knows about it besides.
 type job struct {
 	jobs.Job
@@ -36,6 +42,7 @@ type queue struct {
 	seq     int64
 	jobs    map[jobs.ID]*job
 	groups  map[string]*[]*job // ready jobs by instance, in order of start
+	owners  map[owner][]*job   // the same, by submitter
 	delayed []*job             // by NotBefore
 	blocks  map[string]*jobs.Block
 	final   int
@@ -45,7 +52,8 @@ type queue struct {
 }
 
 func newQueue(d *driver, rec *recorder) *queue {
-	return &queue{d: d, rec: rec, changed: make(chan struct{}, 1), jobs: make(map[jobs.ID]*job), groups: make(map[string]*[]*job)}
+	return &queue{d: d, rec: rec, changed: make(chan struct{}, 1), jobs: make(map[jobs.ID]*job), groups: make(map[string]*[]*job),
+		owners: make(map[owner][]*job)}
 }
 
 func ring(c chan struct{}) {
@@ -77,17 +85,26 @@ func (q *queue) makeReady(j *job) {
 		g = new([]*job)
 		q.groups[j.Spec.Instance] = g
 	}
-	i := sort.Search(len(*g), func(i int) bool { return before(j, (*g)[i]) })
-	*g = slices.Insert(*g, i, j)
+	*g = insert(*g, j)
+	q.owners[j.owner()] = insert(q.owners[j.owner()], j)
 	j.ready = true
 	ring(q.changed)
 }
 
 func (q *queue) unready(j *job) {
 	g := q.groups[j.Spec.Instance]
-	i := sort.Search(len(*g), func(i int) bool { return !before((*g)[i], j) })
-	*g = slices.Delete(*g, i, i+1)
+	*g = remove(*g, j)
+	q.owners[j.owner()] = remove(q.owners[j.owner()], j)
 	j.ready = false
+}
+
+func insert(line []*job, j *job) []*job {
+	return slices.Insert(line, sort.Search(len(line), func(i int) bool { return before(j, line[i]) }), j)
+}
+
+func remove(line []*job, j *job) []*job {
+	i := sort.Search(len(line), func(i int) bool { return !before(line[i], j) })
+	return slices.Delete(line, i, i+1)
 }
 
 // restart is what jobs.Queue.Recover does: what ran is pending again, with its
@@ -150,16 +167,34 @@ func (q view) Groups(limit int) []jobs.Group {
 			continue
 		}
 		og := jobs.Group{Instance: name, Pending: len(g), Ready: make([]jobs.Ready, 0, min(limit, len(g)))}
-		for i := 0; i < len(g); {
-			j := g[i]
-			if i++; i >= limit { // as jobs.Queue: from here on the oldest of each lower priority
-				i += sort.Search(len(g)-i, func(k int) bool { return g[i+k].Spec.Priority < j.Spec.Priority })
-			}
+		for _, j := range q.shown(name, g, limit) {
 			og.Ready = append(og.Ready, jobs.Ready{ID: j.ID, Seq: j.Seq, Priority: j.Spec.Priority, Submitter: j.Submitter,
 				CreatedAt: j.CreatedAt, Attempt: j.Attempt + 1})
 		}
 		out = append(out, og)
 	}
+	return out
+}
+
+// shown are the jobs of a group that jobs.Queue shows: the first ones, the oldest
+// of each lower priority and the first of each submitter.
+func (q view) shown(instance string, g []*job, limit int) []*job {
+	var out []*job
+	for i := 0; i < len(g); {
+		j := g[i]
+		out = append(out, j)
+		if i++; i >= limit {
+			i += sort.Search(len(g)-i, func(k int) bool { return g[i+k].Spec.Priority < j.Spec.Priority })
+		}
+	}
+	for o, line := range q.owners {
+		if o.instance == instance && len(line) > 0 && !slices.Contains(out, line[0]) {
+			out = append(out, line[0])
+		}
+	}
+	slices.SortFunc(out, func(a, b *job) int {
+		return cmp.Or(cmp.Compare(b.Spec.Priority, a.Spec.Priority), cmp.Compare(a.Seq, b.Seq))
+	})
 	return out
 }
 
