@@ -30,6 +30,10 @@ ln -s fd/0 dev/stdin
 ln -s fd/1 dev/stdout
 ln -s fd/2 dev/stderr
 mount -t tmpfs -o mode=755 tmpfs run
+# A user namespace may mount a /proc of its own only where a whole one is mounted,
+# as it is on a machine that needs no read-only /proc/sys.
+mkdir -m 700 run/whole-proc
+mount -t proc proc run/whole-proc
 mount -t tmpfs -o mode=1777 tmpfs tmp
 ip link set lo up
 

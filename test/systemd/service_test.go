@@ -93,6 +93,7 @@ func TestService(t *testing.T) {
 		{"the package installs and starts it", install},
 		{"its units are right and hardened", units},
 		{"a job runs as an ordinary user", aJob},
+		{"a job runs in the strongest tier", sandboxedJob},
 		{"a daemon that is killed comes back and keeps its jobs", killed},
 		{"a daemon that hangs is restarted by the watchdog", hangs},
 		{"a restart under load refuses nobody", underLoad},
@@ -164,6 +165,21 @@ func aJob(s *story) {
 		if owner := s.run("stat", "-c", "%u", "/proc/"+pid); owner == "0" || owner != uid {
 			s.t.Errorf("worker %s runs as %s, the service's user is %s: %v", pid, owner, uid, workers)
 		}
+	}
+}
+
+func sandboxedJob(s *story) {
+	code, v := s.insist("PATCH", "/v1/plugins/textstats/instances/textstats", map[string]any{"isolation": map[string]any{"tier": "3", "require": []string{"fs"}}})
+	if code != 200 {
+		s.t.Fatalf("%d %v", code, v)
+	}
+	if code, v := s.insist("POST", "/v1/plugins/textstats/reload", nil); code != 200 {
+		s.t.Fatalf("%d %v", code, v)
+	}
+	s.submit("boxed", "textstats", map[string]any{"text": "held fast"})
+	s.kept()
+	if _, w := s.insist("GET", "/v1/workers/textstats", nil); w["tier"] != "sandboxed" {
+		s.t.Errorf("the worker runs in tier %v", w["tier"])
 	}
 }
 
