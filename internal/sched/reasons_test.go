@@ -113,6 +113,9 @@ func (w *witness) resource(g *sched.GroupView, b *jobs.Block) string {
 		if n.Available >= n.Needed {
 			return "that is enough"
 		}
+		if says := fmt.Sprintf("%d MiB are free on %s", n.Available/resource.MiB, n.Device); strings.Contains(b.Sentence, "are free on "+string(n.Device)) && !strings.Contains(b.Sentence, says) {
+			return "its needs say otherwise: " + says
+		}
 	}
 	for i := range w.v.Devices {
 		d := &w.v.Devices[i]
