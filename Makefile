@@ -39,7 +39,7 @@ build: ## Build bin/cjmd and bin/cjm-ctl
 
 .PHONY: test
 # The Python suite is a part of both; once is enough.
-test: export CJMD_PYTHON_SUITE = apart
+test: export CJM_PYTHON_SUITE = apart
 test: test-go test-python ## All tests: Go with the race detector, then Python
 
 .PHONY: test-go

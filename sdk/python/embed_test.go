@@ -103,7 +103,7 @@ func TestPythonSuite(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts many Python processes")
 	}
-	if os.Getenv("CJMD_PYTHON_SUITE") == "apart" {
+	if os.Getenv("CJM_PYTHON_SUITE") == "apart" {
 		t.Skip("make test runs it after the Go tests")
 	}
 	python := findPython(t)

@@ -119,7 +119,7 @@ if [ -e /dev/nvidia0 ]; then examples+=,torch-burn; else say '  torch-burn is le
 "$ECOSYSTEM_CTL" install-all -f examples/plugins.yaml --state-dir "$ECOSYSTEM_EXAMPLES" --only "$examples"
 
 say 'the SDK beside the published base libraries'
-(cd sdk/python && CJMD_OLDER_PYTHONS=$(printf '%s:' "$ECOSYSTEM_ENVS"/{plugin-system-*,substrate-*}/bin/python) \
+(cd sdk/python && CJM_OLDER_PYTHONS=$(printf '%s:' "$ECOSYSTEM_ENVS"/{plugin-system-*,substrate-*}/bin/python) \
   PYTHONDONTWRITEBYTECODE=1 "$python" -m unittest tests.test_older tests.test_validation)
 
 say 'tests'

@@ -1,6 +1,6 @@
 """Plugins of the Python predecessor, unmodified: their own base library, our runtime.
 
-The libraries are stand-ins (tests/older) unless CJMD_OLDER_PYTHONS names interpreters
+The libraries are stand-ins (tests/older) unless CJM_OLDER_PYTHONS names interpreters
 that have the published ones; then the same tests run on those, too.
 """
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Summaries(TaskAdapter):
 def have(module: str) -> List[str]:
     """The interpreters on which to run: this one, and those that have the real library."""
     found = [""]
-    for python in filter(None, os.environ.get("CJMD_OLDER_PYTHONS", "").split(os.pathsep)):
+    for python in filter(None, os.environ.get("CJM_OLDER_PYTHONS", "").split(os.pathsep)):
         if subprocess.run([python, "-c", "import " + module], capture_output=True).returncode == 0:
             found.append(python)
     return found

@@ -286,7 +286,7 @@ json.dump({"missing": names, "asked": len(pairs), "different": [repr(pair) for p
 class AgainstTheOriginal(unittest.TestCase):
     def test_same_answers(self) -> None:
         asked = 0
-        for python in filter(None, os.environ.get("CJMD_OLDER_PYTHONS", "").split(os.pathsep)):
+        for python in filter(None, os.environ.get("CJM_OLDER_PYTHONS", "").split(os.pathsep)):
             if subprocess.run([python, "-c", "import cjm_plugin_system.utils.validation"], capture_output=True).returncode:
                 continue
             out = subprocess.run([python, "-c", COMPARE], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SDK)})
@@ -295,7 +295,7 @@ class AgainstTheOriginal(unittest.TestCase):
             self.assertEqual((said["missing"], said["different"]), ([], []))
             asked += said["asked"]
         if not asked:
-            self.skipTest("CJMD_OLDER_PYTHONS names no interpreter that has cjm-plugin-system")
+            self.skipTest("CJM_OLDER_PYTHONS names no interpreter that has cjm-plugin-system")
 
 
 if __name__ == "__main__":
