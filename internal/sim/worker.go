@@ -327,9 +327,6 @@ func (w *Worker) dieLocked(why error) func() {
 	}
 	m.o.Observer.Worker(m.clock.Now(), w.h.name, w.h.pid, "dead", w.devices())
 	var then []func()
-	if w.died != nil {
-		then = append(then, func() { w.died(why) })
-	}
 	for len(w.order) > 0 {
 		err := why
 		if _, oom := why.(*MemoryError); oom && !w.p.OOMKills {
@@ -341,6 +338,9 @@ func (w *Worker) dieLocked(why error) func() {
 		loaded := w.loaded
 		w.loaded = nil
 		then = append(then, func() { loaded(why) })
+	}
+	if w.died != nil { // after those who wait for an answer: its connection goes with it
+		then = append(then, func() { w.died(why) })
 	}
 	then = append(then, w.stops...)
 	w.stops = nil
