@@ -133,29 +133,7 @@ func newWorker(p *execspec.Program, stderr io.Writer) (*worker, error) {
 }
 
 // serve answers the daemon until the connection ends.
-func (w *worker) serve() error {
-	for {
-		text, _, err := w.in.Next()
-		if err != nil {
-			return err
-		}
-		h, err := wire.ParseHeader(text)
-		if err != nil {
-			return err
-		}
-		if h.Method == nil || !h.HasID {
-			continue // nothing is asked of the daemon, and no notification is known
-		}
-		id, method, params := string(h.ID), string(h.Method), append([]byte(nil), h.Params...)
-		payload, err := w.in.TakePayload()
-		if err != nil {
-			return err
-		}
-		if err := w.handle(id, method, params, payload); err != nil {
-			return err
-		}
-	}
-}
+func (w *worker) serve() error { return wire.Serve(w.in, w.handle) }
 
 func (w *worker) handle(id, method string, params, payload []byte) error {
 	if !w.greeted && method != "hello" && method != "ping" && method != "shutdown" {

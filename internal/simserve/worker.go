@@ -180,29 +180,7 @@ func (w *worker) notify(method string, params object, payload []byte) {
 }
 
 // serve answers the daemon until the connection ends.
-func (w *worker) serve() error {
-	for {
-		text, _, err := w.in.Next()
-		if err != nil {
-			return err
-		}
-		h, err := wire.ParseHeader(text)
-		if err != nil {
-			return err
-		}
-		if h.Method == nil || !h.HasID {
-			continue
-		}
-		id, method, params := string(h.ID), string(h.Method), append([]byte(nil), h.Params...)
-		payload, err := w.in.TakePayload()
-		if err != nil {
-			return err
-		}
-		if err := w.handle(id, method, params, payload); err != nil {
-			return err
-		}
-	}
-}
+func (w *worker) serve() error { return wire.Serve(w.in, w.handle) }
 
 func (w *worker) handle(id, method string, params, payload []byte) error {
 	switch method {
