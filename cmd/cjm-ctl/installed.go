@@ -178,52 +178,43 @@ func (a *app) again(ctx context.Context, in *envs.Installer, list []envs.Install
 
 func newUpgrade(a *app) *cobra.Command {
 	var p place
-	var all bool
-	cmd := p.flags(&cobra.Command{
-		Use: "upgrade [NAME…]", GroupID: groupInstall, Args: count(0, -1),
+	cmd := newAgain(a, &p, "name what to upgrade, or say --all", envs.PlanOptions{Force: true}, &cobra.Command{
+		Use:   "upgrade [NAME…]",
 		Short: "Make environments anew, with the newest packages that their file allows",
 		Long:  "Makes environments anew from the file that they came from, with the newest packages\nthat it allows, and says what changed. The old one is used until the new one works.",
-		RunE: a.local(func(ctx context.Context, args []string) error {
-			if len(args) == 0 && !all {
-				return usagef("name what to upgrade, or say --all")
-			}
-			in, err := a.installer(p)
-			if err != nil {
-				return err
-			}
-			list, err := chosen(in, args, all)
-			if err != nil {
-				return err
-			}
-			return a.again(ctx, in, list, envs.PlanOptions{Force: true})
-		}),
 	})
-	cmd.Flags().BoolVar(&all, "all", false, "everything that is installed")
 	cmd.Flags().IntVarP(&p.jobs, "jobs", "j", 4, "environments made at a time")
 	return cmd
 }
 
 func newRegenerateManifest(a *app) *cobra.Command {
 	var p place
-	var all bool
-	cmd := p.flags(&cobra.Command{
-		Use: "regenerate-manifest [NAME…]", GroupID: groupInstall, Args: count(0, -1),
+	return newAgain(a, &p, "name a plugin, or say --all", envs.PlanOptions{Regenerate: true}, &cobra.Command{
+		Use:   "regenerate-manifest [NAME…]",
 		Short: "Ask installed plugins anew what they are, and write their manifests",
 		Long:  "Asks the installed code what it is and writes its manifest anew; the environment\nstays, and what is installed in it counts as wanted from then on.",
-		RunE: a.local(func(ctx context.Context, args []string) error {
-			if len(args) == 0 && !all {
-				return usagef("name a plugin, or say --all")
-			}
-			in, err := a.installer(p)
-			if err != nil {
-				return err
-			}
-			list, err := chosen(in, args, all)
-			if err != nil {
-				return err
-			}
-			return a.again(ctx, in, list, envs.PlanOptions{Regenerate: true})
-		}),
+	})
+}
+
+// newAgain completes a verb that does something again to what is installed: to
+// the named, or to all; unnamed is what it says when neither was given.
+func newAgain(a *app, p *place, unnamed string, o envs.PlanOptions, verb *cobra.Command) *cobra.Command {
+	var all bool
+	verb.GroupID, verb.Args = groupInstall, count(0, -1)
+	cmd := p.flags(verb)
+	cmd.RunE = a.local(func(ctx context.Context, args []string) error {
+		if len(args) == 0 && !all {
+			return usagef("%s", unnamed)
+		}
+		in, err := a.installer(*p)
+		if err != nil {
+			return err
+		}
+		list, err := chosen(in, args, all)
+		if err != nil {
+			return err
+		}
+		return a.again(ctx, in, list, o)
 	})
 	cmd.Flags().BoolVar(&all, "all", false, "everything that is installed")
 	return cmd
